@@ -1,0 +1,147 @@
+r"""Any distribution becomes a Pyro one; and the few densities no library has.
+
+.. math:: d \mapsto \mathrm{as\_pyro}(d), \qquad
+    \log p_{\mathrm{as\_pyro}(d)}(x) = \log p_d(x) \ \text{for every } x
+
+``pyro.sample`` takes Pyro distributions only. :func:`as_pyro` keeps the object and changes its class: to Pyro's own
+class of the same name where there is one (``torch.distributions.Normal`` becomes ``pyro.distributions.Normal``),
+else to a class made on the spot that is both the old one and Pyro's. Being a subclass of what it was, it keeps
+``rsample``, ``support`` and the closed forms registered with :func:`torch.distributions.kl_divergence`.
+
+This is also the one place that imports zuko.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from .errors import PartError
+
+__all__ = ["GreyBernoulli", "as_pyro", "zuko"]
+
+
+def _import_zuko() -> Any:
+    """Import zuko and undo what that does to torch for the whole process.
+
+    ``zuko.distributions`` switches argument validation off in the base class of all torch distributions and empties
+    its ``arg_constraints``. Both go back to what they were; zuko's own classes, which rely on it, get their own.
+    """
+    before = {name: vars(Distribution)[name] for name in ("_validate_args", "arg_constraints")}
+    import zuko
+
+    for name, value in before.items():
+        setattr(Distribution, name, value)
+    for cls in vars(zuko.distributions).values():
+        ours = inspect.isclass(cls) and cls.__module__ == zuko.distributions.__name__
+        if ours and cls.arg_constraints is before["arg_constraints"]:
+            cls.arg_constraints = {}
+    return zuko
+
+
+zuko = _import_zuko()
+
+
+class _AsPyro:
+    """What a foreign distribution lacks to stand in a Pyro program."""
+
+    def expand(self, batch_shape: Size, _instance: Any = None) -> Any:
+        # zuko concatenates the shape it is given, so a list would fail; what comes back may have the old class.
+        return as_pyro(super().expand(Size(batch_shape)))  # type: ignore[misc]
+
+    @property
+    def support(self) -> Any:
+        try:
+            return super().support  # type: ignore[misc]
+        except NotImplementedError:
+            return constraints.independent(constraints.real, len(self.event_shape))  # type: ignore[attr-defined]
+
+
+class _Flow(_AsPyro):
+    """A distribution that can draw and score at once, as a flow does; scoring the draw again would invert it."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        value, log_prob = self.rsample_and_log_prob(Size(sample_shape))  # type: ignore[attr-defined]
+        self._drawn = value, log_prob
+        return value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        drawn, log_prob = self.__dict__.get("_drawn", (None, None))
+        return log_prob if drawn is value else super().log_prob(value)  # type: ignore[misc]
+
+
+@functools.cache
+def _pyro_class(cls: type) -> type:
+    """Pyro's class for a torch one: its namesake, or a mixture of both."""
+    namesake = getattr(dist, cls.__name__, None)
+    if cls.__module__.startswith("torch.distributions") and inspect.isclass(namesake) and issubclass(namesake, cls):
+        return namesake
+    mixin = _Flow if hasattr(cls, "rsample_and_log_prob") else _AsPyro
+    return type(cls.__name__, (mixin, cls, TorchDistributionMixin), {"__module__": cls.__module__})
+
+
+# Where a distribution holds others that must become Pyro's too, for `.mask` and `.to_event` on its base.
+_INNER = ("base_dist", "_mixture_distribution", "_component_distribution")
+
+
+def as_pyro(distribution: Any) -> Any:
+    """Return the distribution as one that ``pyro.sample`` accepts; the same object if it already is.
+
+    Arguments:
+        distribution: a Pyro, ``torch.distributions`` or zuko distribution, with batch shape ``(*)`` and any event
+            shape.
+
+    Returns:
+        A Pyro distribution with the same parameters, shapes, density and closed forms. The one given is left as it is.
+
+    Raises:
+        PartError: for anything that is not a distribution.
+
+    Example:
+        >>> d = as_pyro(torch.distributions.Normal(0.0, 1.0))
+        >>> type(d) is dist.Normal
+        True
+        >>> flow = as_pyro(zuko.flows.MAF(2, transforms=1)())
+        >>> flow.shape(), isinstance(flow, zuko.distributions.NormalizingFlow)
+        (torch.Size([2]), True)
+    """
+    if isinstance(distribution, TorchDistributionMixin):
+        return distribution
+    if not isinstance(distribution, Distribution):
+        way_out = ""
+        if isinstance(distribution, type) or callable(distribution):
+            way_out = "; that looks like something to be called first"
+        elif isinstance(distribution, Tensor):
+            way_out = "; a point is pyro.distributions.Delta(value, event_dim=1)"
+        raise PartError(
+            "expected a part to return a distribution (of pyro.distributions, torch.distributions or zuko), "
+            f"got {type(distribution).__module__}.{type(distribution).__qualname__}{way_out}"
+        )
+    cls = _pyro_class(type(distribution))  # type: ignore[arg-type]
+    new: Any = object.__new__(cls)
+    new.__dict__.update(vars(distribution))
+    for name in _INNER:
+        if isinstance(inner := vars(distribution).get(name), Distribution):
+            new.__dict__[name] = as_pyro(inner)
+    return new
+
+
+class GreyBernoulli(dist.Bernoulli):
+    r"""The cross-entropy of a grey pixel, :math:`x \log \pi + (1 - x) \log(1 - \pi)` with :math:`x \in [0, 1]`.
+
+    Not a density: it does not integrate to one over [0, 1] (Loaiza-Ganem and Cunningham, 2019, give the missing
+    constant). It is here to repeat figures published with it.
+
+    Example:
+        >>> d = GreyBernoulli(logits=torch.tensor(0.0))
+        >>> round(d.log_prob(torch.tensor(0.5)).item(), 4)
+        -0.6931
+    """
+
+    support = constraints.unit_interval

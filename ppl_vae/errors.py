@@ -1,0 +1,60 @@
+"""What a caller can get wrong: each error says what was expected, what came, and the way out.
+
+Every one is a :class:`ValueError` or a :class:`TypeError` as well as a :class:`PplVaeError`, so code that
+catches the built-in keeps working, and ``except PplVaeError`` catches only what this library raised on purpose.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LabelError",
+    "NoClosedFormError",
+    "NoDensityError",
+    "NonFiniteError",
+    "PartError",
+    "PplVaeError",
+    "ShapeError",
+]
+
+
+class PplVaeError(Exception):
+    """The base of every error this library raises on purpose."""
+
+
+class ConfigError(PplVaeError, ValueError):
+    """An option or a configuration key that does not exist or has an impossible value."""
+
+
+class DataError(PplVaeError, ValueError):
+    """Data that a likelihood cannot have generated, or that cannot be found or read."""
+
+
+class LabelError(PplVaeError, ValueError):
+    """A condition y that is missing, unwanted or out of range."""
+
+
+class ShapeError(PplVaeError, ValueError):
+    """A tensor or a network whose shape does not fit."""
+
+
+class PartError(PplVaeError, TypeError):
+    """A prior, likelihood, encoder or condition that is not what the one rule asks for."""
+
+
+class NoDensityError(PplVaeError, TypeError):
+    """A generative question put to a model without a prior, such as a plain autoencoder."""
+
+
+class NoClosedFormError(PplVaeError, TypeError):
+    """A KL divergence that has no closed form where one was asked for."""
+
+
+class NonFiniteError(PplVaeError, ValueError):
+    """A loss or gradient that is NaN or infinite; raised before the update, parameters untouched."""
+
+
+class CheckpointError(PplVaeError, ValueError):
+    """A file that is missing, damaged, or does not fit the model it is loaded into."""

@@ -1,0 +1,277 @@
+r"""Evaluation: how good is the model, and is the number right?
+
+.. math:: -\log p(x \mid y) \approx -\log \frac1S \sum_{s=1}^S
+    \frac{p(z_s \mid y)\, p(x \mid z_s, y)}{q(z_s \mid x, y)}, \qquad z_s \sim q(z \mid x, y)
+
+:func:`evaluate` reports it beside −ELBO and its two parts, always at β = 1. :func:`audit` holds what SVI minimises
+against the loss written by hand in :mod:`ppl_vae.objectives`, value and gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from .errors import NoClosedFormError
+from .model import VAE
+from .objectives import analytic_elbo, elbo_terms
+from .parts import check_positive
+from .steps import cuda_devices
+
+__all__ = ["Audit", "Evaluation", "audit", "evaluate"]
+
+# Two ways to one number may differ by rounding: by so much of its size, and no more, in float32.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over a data set with their standard errors over its rows, in nats per datum; ``str`` makes the table."""
+
+    rows: int
+    samples: int
+    terms: dict[str, tuple[float, float]]
+    density: bool = True
+
+    def __getitem__(self, name: str) -> float:
+        return self.terms[name][0]
+
+    def __str__(self) -> str:
+        names = {
+            "neg_elbo": "−ELBO",
+            "reconstruction": "reconstruction −log p(x|z,y)",
+            "kl": "KL(q(z|x,y) ‖ p(z|y))",
+            "neg_log_prob": f"−log p(x|y), {self.samples} samples",
+        }
+        lines = [f"{f'{self.rows} rows, nats per datum':36s} {'mean':>10s} {'std. error':>11s}"]
+        lines += [f"{names[name]:36s} {mean:10.3f} {error:11.3f}" for name, (mean, error) in self.terms.items()]
+        return "\n".join(lines if self.density else [*lines, "grey values under a Bernoulli: not a density"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, for JSON."""
+        terms = {name: {"mean": mean, "standard_error": error} for name, (mean, error) in self.terms.items()}
+        return {
+            "rows": self.rows,
+            "samples": self.samples,
+            "density": self.density,
+            "unit": "nats per datum",
+            **terms,
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    vae: VAE,
+    x: Any,
+    y: Any = None,
+    *,
+    samples: int = 500,
+    draws: int = 10,
+    batch_size: int = 250,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure a model on data that it was not trained on.
+
+    Arguments:
+        vae: the model.
+        x: (N, *x_shape), and y as elsewhere.
+        samples: of z for the importance-sampled log p(x|y).
+        draws: of z for the ELBO and its parts.
+        batch_size: rows at a time; the means do not depend on it beyond their noise.
+        seed: of the draws; the caller's generators are left as they were.
+
+    Returns:
+        ``neg_elbo``, ``reconstruction``, ``kl`` and ``neg_log_prob``; the first and last need a prior.
+
+    Example:
+        >>> import ppl_vae as pv
+        >>> print(evaluate(pv.ae((4,), 2), torch.zeros(8, 4)).terms.keys())
+        dict_keys(['reconstruction'])
+    """
+    check_positive(samples=samples, draws=draws, batch_size=batch_size)
+    vae.check(x, y)
+    x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+    chunks: dict[str, list[Tensor]] = {"neg_elbo": [], "reconstruction": [], "kl": [], "neg_log_prob": []}
+    with torch.random.fork_rng(cuda_devices(vae._beta.device)):
+        torch.manual_seed(seed)
+        for i in range(0, len(x), batch_size):
+            rows = x[i : i + batch_size], y if y is None or y.dim() == 0 else y[i : i + batch_size]
+            reconstruction, kl = elbo_terms(vae, *rows, samples=draws)
+            chunks["reconstruction"].append(reconstruction)
+            if vae.prior is None:
+                continue
+            chunks["kl"].append(kl)
+            chunks["neg_elbo"].append(reconstruction + kl)
+            chunks["neg_log_prob"].append(-vae.log_prob(*rows, samples=samples))
+    means = {}
+    for name, values in chunks.items():
+        if values:
+            column = torch.cat(values).double()
+            error = column.std().item() / math.sqrt(len(column)) if len(column) > 1 else math.nan
+            means[name] = column.mean().item(), error
+    return Evaluation(len(x), samples, means, density=getattr(vae.likelihood, "density", True))
+
+
+@dataclass
+class Audit:
+    """What :func:`audit` found: ``passed``, its ``rows``, ``line`` in short, ``str`` the table."""
+
+    rows: list[tuple[str, str, bool]] = field(default_factory=list)
+    reference: str = "the hand-written loss"
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison agrees."""
+        return all(ok for *_, ok in self.rows)
+
+    @property
+    def line(self) -> str:
+        """The result on one line."""
+        found = "; ".join(f"{name}: {value}" for name, value, _ in self.rows)
+        return f"audit: {'pass' if self.passed else 'FAIL'}: SVI against {self.reference}: {found}"
+
+    def __str__(self) -> str:
+        lines = [f"SVI against {self.reference}, nats per datum"]
+        lines += [f"  {'ok  ' if ok else 'FAIL'}  {name:28s} {value}" for name, value, ok in self.rows]
+        return "\n".join([*lines, f"audit: {'pass' if self.passed else 'FAIL'}"])
+
+
+def audit(
+    vae: VAE,
+    x: Any,
+    y: Any = None,
+    *,
+    particles: int = 200,
+    seed: int = 0,
+    alpha: float = 1e-6,
+    directions: int = 4,
+) -> Audit:
+    r"""Compare the loss and gradient that SVI uses with the loss written by hand, on the same batch.
+
+    ``TraceMeanField_ELBO`` must agree to rounding, 1e-5 of the size. ``Trace_ELBO`` samples the KL, so it is compared
+    in the mean over many particles, with the same noise on both sides: a t-test of the loss, and one of the gradient of
+    every parameter tensor along random directions. The audit fails where :math:`|z|` passes the two-sided quantile at
+    ``alpha`` divided by the number of tests, and the difference is more than rounding.
+
+    Where the KL has no closed form, it says so, and the reference is the ELBO sampled with the parts' own ``log_prob``,
+    no Pyro program involved, from other noise.
+
+    Arguments:
+        vae: the model; it and Pyro's param store are left as they were.
+        x: (N, *x_shape), and y as elsewhere.
+        particles: how many draws of the noise.
+        seed: of the noise; the caller's generators are left as they were.
+        alpha: the chance of a false alarm.
+        directions: how many for each parameter tensor.
+
+    Returns:
+        An :class:`Audit`.
+
+    Example:
+        >>> import ppl_vae as pv
+        >>> audit(pv.vae((4,), 2, likelihood="Gaussian"), torch.zeros(8, 4), particles=20).passed
+        True
+    """
+    check_positive(particles=particles, directions=directions)
+    vae.check(x, y)
+    vae = copy.deepcopy(vae).eval()
+    with torch.random.fork_rng(cuda_devices(vae._beta.device)):
+        torch.manual_seed(seed)
+        try:
+            analytic_elbo(vae, x, y)
+            closed = True
+        except NoClosedFormError:
+            closed = False
+
+        def stock(elbo: ELBO) -> float:
+            return float(elbo.loss_and_grads(vae.model, vae.guide, x, y, total=1.0))
+
+        def reference() -> float:
+            values = analytic_elbo(vae, x, y, beta=vae.beta) if closed else _sampled_elbo(vae, x, y)
+            loss = -values.mean()
+            loss.backward()
+            return loss.item()
+
+        try:
+            result = Audit(reference="the hand-written loss" if closed else "a sampled ELBO (no closed-form KL)")
+            result.rows += _compare_sampled(
+                vae, lambda: stock(Trace_ELBO()), reference, closed, particles, alpha, directions
+            )
+            if closed:
+                result.rows += _compare_exact(vae, lambda: stock(TraceMeanField_ELBO()), reference, seed)
+        finally:
+            vae.unregister()
+    return result
+
+
+def _sampled_elbo(vae: VAE, x: Any, y: Any) -> Tensor:
+    """The ELBO per datum at the model's β, from the parts alone."""
+    q = vae.encode(x, y)
+    z = q.rsample()
+    kl = q.log_prob(z) - vae.prior_given(y).log_prob(z)
+    return vae.decode(z, y).log_prob(torch.as_tensor(x).to(z)) - vae.beta * kl
+
+
+def _gradients(vae: VAE, loss: Callable[[], float], seed: int) -> tuple[float, dict[str, Tensor]]:
+    """The loss with this seed, and the gradient of every parameter."""
+    vae.zero_grad()
+    torch.manual_seed(seed)
+    value = loss()
+    parameters = {name: p for name, p in vae.named_parameters() if p.requires_grad}
+    return value, {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in parameters.items()}
+
+
+def _compare_exact(vae: VAE, stock: Any, reference: Any, seed: int) -> list[tuple[str, str, bool]]:
+    """Two losses that should differ by rounding alone, from the same noise."""
+    (loss, gradient), (loss_by_hand, by_hand) = (_gradients(vae, run, seed) for run in (stock, reference))
+    whole = math.sqrt(sum(g.double().square().sum().item() for g in by_hand.values()))
+    difference = math.sqrt(sum((gradient[k] - g).double().square().sum().item() for k, g in by_hand.items()))
+    relative = abs(loss - loss_by_hand) / max(abs(loss_by_hand), 1e-30), difference / max(whole, 1e-30)
+    names = "TraceMeanField_ELBO loss", "TraceMeanField_ELBO gradient"
+    return [(name, f"relative difference {r:.1e}", r <= _ROUNDING) for name, r in zip(names, relative, strict=True)]
+
+
+def _compare_sampled(
+    vae: VAE, stock: Any, reference: Any, paired: bool, particles: int, alpha: float, directions: int
+) -> list[tuple[str, str, bool]]:
+    """Two losses that should agree in the mean: the loss itself, and every tensor's gradient along some directions."""
+    from scipy.stats import t as student  # importing it takes a second that only an audit should pay
+
+    probes = {k: torch.randn(directions, *p.shape).to(p) for k, p in vae.named_parameters() if p.requires_grad}
+
+    def replicate(run: Callable[[], float], seeds: range) -> Tensor:
+        rows = []
+        for seed in seeds:
+            loss, gradients = _gradients(vae, run, seed)
+            along = [(probes[k] * g).flatten(1).double().sum(1).cpu() for k, g in gradients.items()]
+            rows.append(torch.cat([torch.tensor([loss], dtype=torch.float64), *along]))
+        return torch.stack(rows)
+
+    particles = max(2, particles)
+    ours = replicate(stock, range(particles))
+    theirs = replicate(reference, range(particles) if paired else range(particles, 2 * particles))
+    mean = (ours - theirs).mean(0)
+    spread = (ours - theirs).var(0) if paired else ours.var(0) + theirs.var(0)
+    error = (spread / particles).sqrt()
+    # How large each quantity is: the loss, and for a tensor the root mean square along its directions.
+    size = theirs.square().mean(0).sqrt()
+    size[1:] = size[1:].unflatten(0, (-1, directions)).square().mean(1).sqrt().repeat_interleave(directions)
+    counts = mean.abs() > _ROUNDING * size
+    z = torch.where(counts, mean / error.clamp(min=1e-300), 0.0)
+    limit = float(student.isf(alpha / (2 * len(z)), particles - 1))
+    loss = (
+        f"difference {mean[0]:+.1e} ± {error[0]:.1e} of {theirs[:, 0].mean():.3f}, z = {z[0]:+.2f} (limit {limit:.2f})"
+    )
+    largest = z[1:].abs().max().item()
+    gradient = f"largest |z| = {largest:.2f} of {len(z) - 1} projections (limit {limit:.2f})"
+    return [
+        ("Trace_ELBO loss", loss, abs(z[0].item()) <= limit),
+        ("Trace_ELBO gradient", gradient, largest <= limit),
+    ]

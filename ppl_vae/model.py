@@ -1,0 +1,435 @@
+r"""The VAE: two Pyro programs, and what one asks of a generative model.
+
+.. math::
+    \text{model:}\quad z \sim p(z \mid y), \quad x \sim p(x \mid z, y)
+    \qquad\qquad
+    \text{guide:}\quad z \sim q(z \mid x, y)
+
+.. math::
+    \log p(x \mid y) = \underbrace{\mathbb{E}_{q}\bigl[\log p(x \mid z, y)\bigr]
+        - \beta\,\mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid y)\bigr)}_{\text{ELBO at } \beta = 1}
+        + \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid x, y)\bigr)
+
+An autoencoder, a VAE and a conditional VAE are this one class: the parts differ. No part is imported here, and that is
+what makes every part exchangeable.
+
+References:
+    Auto-Encoding Variational Bayes (Kingma and Welling, 2014);
+    Learning Structured Output Representation using Deep Conditional Generative Models (Sohn et al., 2015);
+    beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+from weakref import WeakValueDictionary
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from .data import check_finite
+from .distributions import as_pyro
+from .errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
+from .parts import check_positive
+
+__all__ = ["VAE"]
+
+_count = itertools.count()
+_named: WeakValueDictionary[str, VAE] = WeakValueDictionary()
+# How many numbers of a decoded batch are held at a time while log-weights are computed: 16 MB in float32.
+_CHUNK = 2**22
+
+
+class VAE(nn.Module):
+    r"""A generative program p(z | y) p(x | z, y) with its guide q(z | x, y).
+
+    ``vae.model`` and ``vae.guide`` are Pyro programs for ``pyro.infer.SVI``, every ELBO of Pyro's, ``Predictive`` and
+    ``poutine``, as they are.
+
+    Arguments:
+        prior: c → p(z | y); None for an autoencoder, whose z has no density.
+        likelihood: z, c → p(x | z, y).
+        encoder: x, c → q(z | x, y).
+        condition: y → c, floats (*, context); None for a model without y, whose parts get None for their context.
+        beta: the weight of the KL term in both programs, and nowhere else: every evaluation is at β = 1.
+        name: what Pyro's param store knows the parameters under. By default it is unique in the process, and every copy
+            gets another, so that two models never train each other's parameters.
+
+    Raises:
+        PartError: if a part cannot be called.
+        ConfigError: if β is negative or not finite, or a living model has the explicit name already.
+
+    Example:
+        >>> import ppl_vae as pv
+        >>> cvae = VAE(
+        ...     prior=pv.priors.Gaussian(20, context=10),
+        ...     likelihood=pv.likelihoods.Bernoulli((1, 28, 28), 20, context=10),
+        ...     encoder=pv.encoders.Gaussian(20, (1, 28, 28), context=10),
+        ...     condition=pv.OneHot(10),
+        ... )
+        >>> cvae.sample(8, y=torch.arange(10)).shape
+        torch.Size([8, 10, 1, 28, 28])
+    """
+
+    _beta: Tensor
+
+    def __init__(
+        self,
+        prior: Callable[..., Any] | None,
+        likelihood: Callable[..., Any],
+        encoder: Callable[..., Any],
+        condition: Callable[..., Any] | None = None,
+        beta: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        for kind, part in [("likelihood", likelihood), ("encoder", encoder)]:
+            if not callable(part):
+                raise PartError(f"{kind}: expected something that returns a distribution, got {type(part).__name__}")
+        for kind, optional in [("prior", prior), ("condition", condition)]:
+            if optional is not None and not callable(optional):
+                raise PartError(f"{kind}: expected something to call or None, got {type(optional).__name__}")
+        if prior is None and getattr(encoder, "features", None) is None:
+            raise PartError("prior=None: expected an encoder with `features`, the number of latent features")
+        self.prior, self.likelihood, self.encoder, self.condition = prior, likelihood, encoder, condition
+        # A buffer and not a number, which a program recorded as a graph would freeze. It also tells the model's
+        # dtype and device. It is a setting, not a weight, so it is in no checkpoint.
+        self.register_buffer("_beta", torch.ones(()), persistent=False)
+        self.beta = beta
+        if name is not None and name in _named:
+            raise ConfigError(f"a living model is named {name!r} already: choose another name, or leave it out")
+        self._auto_name = name is None
+        self.name = self._fresh_name() if name is None else name
+        if name is not None:
+            _named[name] = self
+
+    @staticmethod
+    def _fresh_name() -> str:
+        return f"vae_{next(_count)}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copying and unpickling come through here: under the old name, SVI would train the original's tensors instead.
+        super().__setstate__(state)
+        self._auto_name, self.name = True, self._fresh_name()
+
+    @property
+    def beta(self) -> float:
+        """The weight of the KL term in both programs."""
+        return float(self._beta)
+
+    @beta.setter
+    def beta(self, beta: float) -> None:
+        if not 0 <= beta < math.inf:
+            raise ConfigError(f"expected 0 ≤ β < ∞, got {beta}")
+        self._beta.fill_(beta)
+        self._kl_is_off = beta == 0
+
+    # The two programs
+
+    def model(self, x: Any = None, y: Any = None, mask: Tensor | None = None, total: float | None = None) -> Tensor:
+        """The generative program: z ~ p(z | y), x ~ p(x | z, y).
+
+        Arguments:
+            x: (N, *x_shape) observed, or None to sample it.
+            y: (N,) labels or whatever the condition takes; None for a model without condition.
+            mask: True where a pixel of x is seen; unseen ones take no part, whatever their value.
+            total: the size of the data set this batch stands for: the log-density is scaled by total / N.
+
+        Returns:
+            x, observed or sampled, (N, *x_shape).
+        """
+        x, mask = self._tensor(x), self._mask(x, mask)
+        c, size = self._programs_context(x, y)
+        with self._plate(size, total):
+            with self._kl_weight():
+                z = pyro.sample("z", self._prior(c))
+            p = as_pyro(self.likelihood(z, c))
+            if mask is None:
+                return pyro.sample("x", p, obs=x)
+            return pyro.sample("x", _only_seen(p, mask), obs=_seen(x, mask))
+
+    def guide(self, x: Any = None, y: Any = None, mask: Tensor | None = None, total: float | None = None) -> Tensor:
+        """The inference program: z ~ q(z | x, y), with the signature of the model.
+
+        Returns:
+            z, (N, latent).
+        """
+        x, mask = self._tensor(x), self._mask(x, mask)
+        if x is None:
+            raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
+        c, size = self._programs_context(x, y)
+        with self._plate(size, total), self._kl_weight():
+            return pyro.sample("z", as_pyro(self.encoder(x if mask is None else _seen(x, mask), c)))
+
+    def _programs_context(self, x: Tensor | None, y: Any) -> tuple[Tensor | None, int]:
+        """Register the parameters; return c (N, context) or None, and N."""
+        self._register()
+        c = self._context(y)
+        if c is not None and c.dim() == 1:
+            c = c.unsqueeze(0)
+        if c is not None and c.dim() != 2:
+            raise ShapeError(f"the programs take one batch dimension, got y with {tuple(c.shape[:-1])}")
+        if x is None:
+            return c, 1 if c is None else len(c)
+        if x.dim() == 0:
+            raise ShapeError("x: expected (N, *x_shape), got a number")
+        if c is not None and len(c) != len(x):
+            if len(c) != 1:
+                raise LabelError(f"expected one y a row of x, got {len(c)} for {len(x)} rows")
+            c = c.expand(len(x), -1)
+        return c, len(x)
+
+    @staticmethod
+    def _plate(size: int, total: float | None) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        if total is not None:
+            # A plate of that size with subsample_size would draw random indices that nobody uses.
+            stack.enter_context(poutine.scale(scale=total / size))
+        stack.enter_context(pyro.plate("data", size))
+        return stack
+
+    def _kl_weight(self) -> AbstractContextManager[Any]:
+        return poutine.mask(mask=False) if self._kl_is_off else poutine.scale(scale=self._beta)
+
+    def _prior(self, c: Tensor | None) -> Any:
+        if self.prior is None:
+            return dist.ImproperUniform(dist.constraints.real_vector, (), (self.encoder.features,))  # type: ignore
+        return as_pyro(self.prior(c))
+
+    def _register(self) -> None:
+        """Make the parameters known to Pyro, as ``pyro.module`` would, but never as another model's."""
+        for key, parameter in self.named_parameters():
+            if parameter.requires_grad and pyro.param(f"{self.name}$$${key}", parameter) is not parameter:
+                if not self._auto_name:
+                    raise ConfigError(
+                        f"the param store holds other parameters under the name {self.name!r}: clear it with "
+                        "pyro.clear_param_store(), or leave the name out"
+                    )
+                self.name = self._fresh_name()
+                return self._register()
+
+    def unregister(self) -> None:
+        """Take this model's parameters out of Pyro's param store, which otherwise keeps them alive."""
+        store = pyro.get_param_store()
+        for key in [key for key in store if key.startswith(f"{self.name}$$$")]:
+            del store[key]
+
+    # From what users pass to tensors
+
+    def _tensor(self, x: Any) -> Tensor | None:
+        """X in the model's dtype and on its device: integers and float64 are cast."""
+        return None if x is None else torch.as_tensor(x).to(self._beta)
+
+    @staticmethod
+    def _mask(x: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        if mask is None:
+            return None
+        if x is None or mask.dtype != torch.bool or mask.shape != x.shape:
+            expected = "an x to go with it" if x is None else f"bool {tuple(x.shape)}"
+            raise ShapeError(f"mask: expected {expected}, got {mask.dtype} {tuple(mask.shape)}")
+        return mask.to(x.device)
+
+    def _context(self, y: Any) -> Tensor | None:
+        """C = condition(y), (*, context), in the model's dtype and device; None without a condition."""
+        if self.condition is None:
+            if y is not None:
+                raise LabelError(
+                    "this model has no condition but is given y: drop y, or build it with condition=OneHot(classes)"
+                )
+            return None
+        if y is None:
+            raise LabelError("this model is conditional: pass y, one for every row of x (an integer label, say)")
+        y = torch.as_tensor(y, device=self._beta.device)
+        c = self.condition(y.to(self._beta.dtype) if y.is_floating_point() else y)
+        if not isinstance(c, Tensor) or c.dim() == 0:
+            raise PartError(f"condition: expected it to return floats (*, context), got {type(c).__name__}")
+        return c.to(self._beta)
+
+    def check(self, x: Any, y: Any = None) -> None:
+        """Raise unless x and y are data for this model; meant for a whole data set, before the first step.
+
+        Raises:
+            DataError: for NaN, infinity, no rows, or values that the likelihood cannot have generated.
+            ShapeError: if x has another shape than the likelihood's.
+            LabelError: if y is missing, unwanted, of another length, or out of range.
+        """
+        x = torch.as_tensor(x)
+        if not len(x):
+            raise DataError("expected at least one row of data, got none")
+        (getattr(self.likelihood, "check", None) or check_finite)(x)
+        if self.condition is None or y is None:
+            self._context(y)
+            return
+        y = torch.as_tensor(y)
+        if y.dim() and len(y) != len(x):
+            raise LabelError(f"expected one y a row of x, got {len(y)} for {len(x)} rows")
+        if (check := getattr(self.condition, "check", None)) is not None:
+            check(y)
+        elif y.is_floating_point():
+            check_finite(y, "y")
+
+    # What one asks of a generative model
+
+    def encode(self, x: Any, y: Any = None) -> Any:
+        """Return q(z | x, y), a distribution over (latent,), for x (*, *x_shape)."""
+        return as_pyro(self.encoder(self._tensor(x), self._context(y)))
+
+    def decode(self, z: Any, y: Any = None) -> Any:
+        """Return p(x | z, y), a distribution over x_shape, for z (*, latent)."""
+        return as_pyro(self.likelihood(self._tensor(z), self._context(y)))
+
+    def prior_given(self, y: Any = None) -> Any:
+        """Return p(z | y), a distribution over (latent,) with the batch shape of y.
+
+        Raises:
+            NoDensityError: if the model has no prior.
+        """
+        if self.prior is None:
+            raise NoDensityError(
+                "an autoencoder (prior=None) has no p(z), so it neither samples nor has a likelihood: build vae(...) "
+                "or cvae(...), or give this one a prior"
+            )
+        c = self._context(y)
+        p = as_pyro(self.prior(c))
+        batch = torch.Size() if c is None else c.shape[:-1]
+        return p.expand(torch.broadcast_shapes(p.batch_shape, batch))
+
+    @torch.no_grad()
+    def sample(self, n: int = 1, y: Any = None, *, mean: bool = False) -> Tensor:
+        """Draw x ~ p(x | y).
+
+        Arguments:
+            n: how many for each y.
+            y: an integer (batch shape ()), or a tensor of labels.
+            mean: return the mean of p(x | z, y) instead of a draw from it; z is drawn all the same.
+
+        Returns:
+            (n, *y's batch shape, *x_shape).
+
+        Raises:
+            NoDensityError: if the model has no prior.
+        """
+        check_positive(n=n)
+        z = self.prior_given(y).sample((n,))
+        p = self.decode(z, y)
+        return p.mean if mean else p.sample()
+
+    @torch.no_grad()
+    def embed(self, x: Any, y: Any = None, *, draws: int = 100) -> Tensor:
+        """Return the mean of q(z | x, y), (*, latent); that of so many draws where it has no closed form."""
+        q = self.encode(x, y)
+        try:
+            return q.mean
+        except NotImplementedError:
+            return q.sample((draws,)).mean(0)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Any, y: Any = None) -> Tensor:
+        """Return the mean of p(x | z, y) at the z of :meth:`embed`, (*, *x_shape)."""
+        return self.decode(self.embed(x, y), y).mean
+
+    @torch.no_grad()
+    def translate(self, x: Any, y: Any = None, *, to: Any) -> Tensor:
+        """Keep z, change y: the same style in another class.
+
+        Arguments:
+            x: (N, *x_shape), and y as elsewhere.
+            to: the other y; ``torch.arange(10)[:, None]`` gives every class, (10, N, *x_shape).
+
+        Returns:
+            The mean of p(x | z, to), with the batch shapes of x and ``to`` broadcast.
+        """
+        return self.decode(self.embed(x, y), to).mean
+
+    @torch.no_grad()
+    def interpolate(self, x: Any, other: Any, y: Any = None, *, to: Any = None, steps: int = 8) -> Tensor:
+        """Decode the straight line from the z of x to the z of ``other``.
+
+        Arguments:
+            x, other: (N, *x_shape), the two ends.
+            y: the label of both, or of x where ``to`` gives that of ``other``; c is interpolated too.
+            steps: how many images, both ends included.
+
+        Returns:
+            Means, (steps, N, *x_shape).
+        """
+        check_positive(steps=steps)
+        to = y if to is None else to
+        ends, contexts = (self.embed(x, y), self.embed(other, to)), (self._context(y), self._context(to))
+        t = torch.linspace(0, 1, steps).to(self._beta).reshape(-1, *[1] * ends[0].dim())
+        z, c = torch.lerp(ends[0], ends[1], t), None
+        if contexts[0] is not None and contexts[1] is not None:
+            first, last = (c.expand(*ends[0].shape[:-1], -1) for c in contexts if c is not None)
+            c = torch.lerp(first, last, t)
+        return as_pyro(self.likelihood(z, c)).mean
+
+    @torch.no_grad()
+    def log_weights(self, x: Any, y: Any = None, samples: int = 1000) -> Iterator[Tensor]:
+        r"""Yield importance weights of z ~ q(z | x, y).
+
+        .. math:: \log w = \log p(z \mid y) + \log p(x \mid z, y) - \log q(z \mid x, y)
+
+        Everything that estimates log p(x | y) reduces these; β plays no part in them.
+
+        Arguments:
+            x: (N, *x_shape), and y as elsewhere.
+            samples: how many draws of z in all.
+
+        Returns:
+            Chunks (k, N) in nats, with the k adding up to ``samples``, so that memory stays bounded.
+
+        Raises:
+            NoDensityError: if the model has no prior, or its encoder gives a point.
+        """
+        check_positive(samples=samples)
+        x = self._tensor(x)
+        p, q = self.prior_given(y), self.encode(x, y)
+        if isinstance(getattr(q, "base_dist", q), dist.Delta):
+            raise NoDensityError("a point encoder (Delta) has no density, so it gives no importance weights")
+        chunk = max(1, _CHUNK // max(1, x.numel()))
+        for done in range(0, samples, chunk):
+            # rsample, because a flow then scores its own draw without being inverted.
+            draw = q.rsample if q.has_rsample else q.sample
+            z = draw((min(chunk, samples - done),))
+            yield p.log_prob(z) + self.decode(z, y).log_prob(x) - q.log_prob(z)
+
+    @torch.no_grad()
+    def log_prob(self, x: Any, y: Any = None, samples: int = 1000) -> Tensor:
+        r"""Estimate log p(x | y) by importance sampling, :math:`\log \frac1S \sum_s w_s`.
+
+        A stochastic lower bound: its expectation grows with ``samples`` towards log p(x | y).
+
+        Returns:
+            (N,), nats.
+
+        Raises:
+            DataError, ShapeError, LabelError: as :meth:`check`.
+            NoDensityError: as :meth:`log_weights`.
+
+        Reference:
+            Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)
+        """
+        self.check(x, y)
+        total = torch.tensor(-math.inf, dtype=torch.float64, device=self._beta.device)
+        for log_w in self.log_weights(x, y, samples):
+            total = torch.logaddexp(total, log_w.double().logsumexp(0))
+        return (total - math.log(samples)).to(self._beta.dtype)
+
+
+def _seen(x: Tensor, mask: Tensor) -> Tensor:
+    """X with unseen entries zeroed, NaN included; they reach neither a value nor a gradient."""
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def _only_seen(p: Any, mask: Tensor) -> Any:
+    """P with unseen pixels masked before their dimensions are declared event; ``poutine.mask`` acts on batch ones."""
+    if not isinstance(p, dist.Independent) or p.base_dist.event_shape:
+        raise PartError(f"mask: expected a likelihood with independent pixels (.to_event), got {type(p).__name__}")
+    return p.base_dist.mask(mask).to_event(p.reinterpreted_batch_ndims)

@@ -1,0 +1,297 @@
+r"""Names: ``ae``, ``vae``, ``cvae``, and plain dict ↔ model.
+
+.. math:: \{\texttt{"prior"}: \{\texttt{"name"}: \ldots\}, \ldots\}
+    \;\leftrightarrow\; p(z \mid y)\, p(x \mid z, y),\ q(z \mid x, y)
+
+This is the only place that knows parts by strings: the command line, ``config.yaml`` and saved models read its tables.
+A dictionary can name what is in a table and nothing else, so reading one runs no code but the parts' own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from . import encoders, likelihoods, networks, objectives, priors
+from .distributions import zuko
+from .errors import ConfigError, PartError
+from .model import VAE
+from .parts import Unconditional
+
+__all__ = [
+    "CONDITIONS",
+    "ENCODERS",
+    "LIKELIHOODS",
+    "NETWORKS",
+    "OBJECTIVES",
+    "PRIORS",
+    "ae",
+    "build",
+    "complete",
+    "cvae",
+]
+__all__ += ["make", "to_dict", "vae"]
+
+PRIORS: dict[str, type] = {
+    "Standard": priors.Standard,
+    "Gaussian": priors.Gaussian,
+    "Fixed": priors.Fixed,
+    **{name: getattr(zuko.flows, name) for name in ("MAF", "NSF", "NICE", "BPF", "GMM", "CNF")},
+}
+LIKELIHOODS: dict[str, type] = {
+    "Bernoulli": likelihoods.Bernoulli,
+    "Binomial": likelihoods.Binomial,
+    "Gaussian": likelihoods.Gaussian,
+}
+ENCODERS: dict[str, type] = {"Gaussian": encoders.Gaussian, "Delta": encoders.Delta}
+CONDITIONS: dict[str, type] = {"OneHot": networks.OneHot}
+NETWORKS: dict[str, type] = {"MLP": networks.MLP, "Conv": networks.Conv}
+OBJECTIVES: dict[str, Callable[..., Any]] = {"trace": objectives.Trace_ELBO, "analytic": objectives.Analytic}
+
+TABLES = {"prior": PRIORS, "likelihood": LIKELIHOODS, "encoder": ENCODERS, "condition": CONDITIONS}
+
+Spec = str | Mapping[str, Any] | Callable[..., Any]
+
+
+def nearest(name: object, known: Sequence[str], what: str) -> str:
+    """Return a sentence for an error: what was expected, what came, and the nearest known name."""
+    close = difflib.get_close_matches(str(name), known, 1, 0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{what}: expected one of {', '.join(sorted(known))}, got {name!r}{hint}"
+
+
+def lookup(table: Mapping[str, Any], name: object, what: str) -> Any:
+    """Return ``table[name]``, or raise a ConfigError that names the nearest."""
+    if not isinstance(name, str) or name not in table:
+        raise ConfigError(nearest(name, list(table), what))
+    return table[name]
+
+
+# The three systems
+
+
+def ae(
+    x_shape: Sequence[int],
+    features: int,
+    *,
+    likelihood: Spec | None = None,
+    encoder: Spec = "Delta",
+    **rest: Any,
+) -> VAE:
+    r"""Make an autoencoder: z = f(x), no prior, :math:`-\log p(x \mid z)` for a loss.
+
+    Arguments:
+        x_shape: the shape of one x.
+        features: the number of latent features.
+        likelihood: None for the summed squared error ‖x − x̂‖², as a Gaussian with σ² = ½ (plus (D/2) log π).
+        encoder: a point.
+        rest: as :func:`vae`.
+
+    Example:
+        >>> ae((64,), 2).reconstruct(torch.rand(5, 64)).shape
+        torch.Size([5, 64])
+    """
+    if likelihood is None:
+        likelihood = {"name": "Gaussian", "sigma": 0.5**0.5}
+    return vae(x_shape, features, prior=None, likelihood=likelihood, encoder=encoder, **rest)
+
+
+def vae(
+    x_shape: Sequence[int],
+    features: int,
+    *,
+    prior: Spec | None = "Standard",
+    likelihood: Spec = "Bernoulli",
+    encoder: Spec = "Gaussian",
+    condition: Spec | None = None,
+    context: int = 0,
+    hidden: Sequence[int] | None = None,
+    network: Any = None,
+    range: tuple[float, float] = (0.0, 1.0),
+    levels: int | None = None,
+    beta: float = 1.0,
+) -> VAE:
+    """Make a VAE, p(z) p(x|z) with q(z|x).
+
+    Arguments:
+        x_shape: the shape of one x.
+        features: the number of latent features.
+        prior, likelihood, encoder, condition: each a name from the tables, a dict ``{"name": ..., option: ...}``, or a
+            part of your own, which is used as it is.
+        context: the number of context features that the condition makes.
+        hidden, network: for the likelihood and the encoder, as :class:`~ppl_vae.networks.Network` takes them; by
+            default one hidden layer of 400.
+        range: the least and the largest value of a pixel; encoders and Gaussian likelihoods standardise with it.
+        levels: the largest count of a pixel, for Binomial.
+        beta: the weight of the KL.
+
+    Example:
+        >>> vae((1, 28, 28), 20).sample(3).shape
+        torch.Size([3, 1, 28, 28])
+    """
+    shared = {"features": features, "x_shape": tuple(x_shape), "context": context}
+    shared |= {"shift": float(range[0]), "scale": float(range[1] - range[0]) or 1.0}
+    if levels is not None:
+        shared["total_count"] = levels
+    bodies = {k: v for k, v in {"hidden": hidden, "network": network}.items() if v is not None}
+
+    def part(kind: str, spec: Spec | None, **more: Any) -> Any:
+        if spec is None or not isinstance(spec, str | Mapping):
+            return spec
+        return make(kind, complete(kind, spec, **shared, **more), conditional=condition is not None)
+
+    return VAE(
+        prior=part("prior", prior),
+        likelihood=part("likelihood", likelihood, **bodies),
+        encoder=part("encoder", encoder, **bodies),
+        condition=part("condition", condition),
+        beta=beta,
+    )
+
+
+def cvae(x_shape: Sequence[int], features: int, classes: int, *, prior: Spec = "Gaussian", **rest: Any) -> VAE:
+    """Make a class-conditional VAE, p(z|y) p(x|z,y) with q(z|x,y).
+
+    Arguments:
+        x_shape: the shape of one x.
+        features: the number of latent features.
+        classes: the number of labels.
+        prior: ``"Gaussian"`` for a learned p(z|y); ``"Standard"``, or ``{"name": ..., "context": 0}``, for p(z).
+        rest: as :func:`vae`.
+
+    Example:
+        >>> cvae((1, 28, 28), 20, 10).sample(8, y=torch.arange(10)).shape
+        torch.Size([8, 10, 1, 28, 28])
+    """
+    return vae(x_shape, features, prior=prior, condition=networks.OneHot(classes), context=classes, **rest)
+
+
+# Dictionaries
+
+
+def complete(kind: str, spec: str | Mapping[str, Any], **shared: Any) -> dict[str, Any]:
+    """Return a part's dictionary with the arguments it shares with the other parts filled in, where it takes them.
+
+    Raises:
+        ConfigError: for a name that is in no table or an option the part does not take; names the nearest.
+
+    Example:
+        >>> complete("prior", "Gaussian", features=16, x_shape=(1, 8, 8), context=10)
+        {'name': 'Gaussian', 'features': 16, 'context': 10}
+    """
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    cls = lookup(TABLES[kind], given.get("name"), f"{kind} name")
+    parameters = inspect.signature(cls).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for option in given:
+        if option != "name" and option not in parameters and not open_ended:
+            raise ConfigError(nearest(option, list(parameters), f"{kind} {given['name']}"))
+    return {"name": given["name"]} | {k: v for k, v in shared.items() if k in parameters} | given
+
+
+def make(kind: str, config: Mapping[str, Any], conditional: bool = False) -> Any:
+    """Return the part a dictionary describes.
+
+    Arguments:
+        kind: "prior", "likelihood", "encoder" or "condition".
+        config: the name and the arguments.
+        conditional: whether the model has a condition; a part with ``context: 0`` is then wrapped to ignore it.
+    """
+    options = dict(config)
+    name = options.pop("name", None)
+    if name == "Unconditional":
+        return Unconditional(make(kind, options["part"]))
+    cls = lookup(TABLES[kind], name, f"{kind} name")
+    positional = options.pop("args", [])
+    arguments = {key: _value(key, value) for key, value in options.items()}
+    if cls is priors.Fixed:
+        positional = [arguments.pop("distribution", None), *positional]
+    try:
+        part = cls(*positional, **arguments)
+    except TypeError as error:
+        if isinstance(error, PartError):
+            raise
+        raise ConfigError(f"{kind} {name}: {error}") from error
+    # zuko's flows do not remember how they were made; our own parts do.
+    part.__dict__.setdefault("arguments", dict(options))
+    return Unconditional(part) if conditional and config.get("context", 1) == 0 else part
+
+
+def _value(key: str, value: Any) -> Any:
+    if key == "network" and isinstance(value, str):
+        return lookup(NETWORKS, value, "network")
+    if key == "network" and isinstance(value, Mapping):
+        options = {k: v for k, v in value.items() if k != "name"}
+        return functools.partial(lookup(NETWORKS, value.get("name"), "network"), **options)
+    if key == "distribution" and isinstance(value, str):
+        return lookup(_distributions(), value, "distribution")
+    return value
+
+
+@functools.cache
+def _distributions() -> dict[str, type]:
+    families = {name: value for name, value in vars(dist).items() if inspect.isclass(value)}
+    return {name: cls for name, cls in families.items() if issubclass(cls, torch.distributions.Distribution)}
+
+
+def build(config: Mapping[str, Any]) -> VAE:
+    """Return the model that :func:`to_dict` wrote down, with fresh parameters.
+
+    Example:
+        >>> build(to_dict(vae((4,), 2))).encode(torch.zeros(3, 4)).shape()
+        torch.Size([3, 2])
+    """
+    parts: dict[str, Any] = {kind: None if config.get(kind) is None else make(kind, config[kind]) for kind in TABLES}
+    return VAE(**parts, beta=config.get("beta", 1.0))
+
+
+def to_dict(vae: VAE) -> dict[str, Any]:
+    """Return the model as a plain dict of names, numbers and lists; its weights are not in it.
+
+    Raises:
+        PartError: if a part is not in a table: a function, a module of yours, a zuko flow made by hand.
+    """
+    config: dict[str, Any] = {}
+    for kind in TABLES:
+        part = getattr(vae, kind)
+        config[kind] = None if part is None else _describe(kind, part)
+    # The shortest decimal that is this float32: 0.1, not 0.10000000149.
+    return config | {"beta": float(str(np.float32(vae.beta)))}
+
+
+def _describe(kind: str, part: Any) -> dict[str, Any]:
+    if isinstance(part, Unconditional):
+        return {"name": "Unconditional", "part": _describe(kind, part.part)}
+    name = next((n for n, cls in TABLES[kind].items() if type(part) is cls), None)
+    if name is None or "arguments" not in vars(part):
+        raise PartError(
+            f"{kind}: expected a part with a name ({', '.join(TABLES[kind])}), got {type(part).__name__}, which "
+            f"cannot be written down; make it with presets.make({kind!r}, ...), or load with load(path, into=vae)"
+        )
+    return {"name": name} | {key: _plain(f"{kind}.{key}", value) for key, value in part.arguments.items()}
+
+
+def _plain(what: str, value: Any) -> Any:
+    """A value as JSON has it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, Sequence):
+        return [_plain(what, v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(what, v) for k, v in value.items()}
+    if isinstance(value, functools.partial) and not value.args:
+        return {"name": _plain(what, value.func)} | {k: _plain(what, v) for k, v in value.keywords.items()}
+    if inspect.isclass(value) and value in (NETWORKS | _distributions()).values():
+        return value.__name__
+    kind = "a module" if isinstance(value, nn.Module) else type(value).__name__
+    raise PartError(f"{what}: {kind} cannot be written down; load such a model with load(path, into=vae)")

@@ -170,7 +170,7 @@ def load(
         CheckpointError: for a missing or damaged file, or weights that do not fit; all that do not are listed.
 
     Example:
-        >>> import tempfile, ppl_vae as pv
+        >>> import tempfile
         >>> vae = pv.vae((4,), 2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = save(vae, folder)

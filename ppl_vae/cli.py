@@ -29,7 +29,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from . import __version__, data, plots, presets
 from .checkpoint import load, save
-from .errors import CheckpointError, ConfigError, PplVaeError
+from .errors import CheckpointError, ConfigError, NoClosedFormError, PplVaeError
 from .evaluation import audit, evaluate
 from .model import VAE
 from .objectives import warmup
@@ -168,8 +168,9 @@ def _add_options(parser: ArgumentParser, kind: str, name: str | None) -> None:
         return
     cls = presets.lookup(presets.TABLES[kind], name, f"{kind} name")
     signature = inspect.signature(cls).parameters
-    extra = {key: words for key, words in (SHARED | BY_NAME).items() if key in signature}
-    parser.add_class_arguments(cls, kind, skip={key for key in extra if key != "args"}, fail_untyped=False)
+    extra: dict[str, Any] = {key: words for key, words in (SHARED | BY_NAME).items() if key in signature}
+    skip: set[Any] = set(extra) - {"args"}
+    parser.add_class_arguments(cls, kind, skip=skip, fail_untyped=False)
     for key, words in extra.items():
         parser.add_argument(
             f"--{kind}.{key}", type=words | None, help="by default filled in" if key in SHARED else None
@@ -332,7 +333,7 @@ def _report(vae: VAE, source: data.Data, out: Path) -> None:
     result = evaluate(vae, *_xy(vae, source.test))
     check = audit(vae, *_xy(vae, source.test.head(64)), particles=50)
     _write_json(out / "evaluation.json", result.to_dict())
-    print(f"\n{source.name}, test split: {result}\n\n{check.line}\n")
+    print(f"\n{source.name}, test split\n{result}\n\n{check.line}\n")
 
 
 def _xy(vae: VAE, split: data.Split) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -374,14 +375,22 @@ def _draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path
         if classes is not None and y is not None:
             # One style from every label, as far as the test images have it.
             styles = torch.stack([(y == k).nonzero()[0, 0] for k in classes if (y == k).any()])
-            moved = vae.translate(x[styles], y[styles], to=classes[:, None]).transpose(0, 1)
+            moved = _translated(vae, x[styles], y[styles], classes[:, None]).transpose(0, 1).cpu()
             title = "the style of one image in every label"
-            figures["styles"] = plots.translations(x[styles], moved.cpu(), labels, vrange=source.range, title=title)
+            figures["styles"] = plots.translations(x[styles], moved, classes, vrange=source.range, title=title)
         if z.shape[-1] == 2 and classes is None:
             axis = torch.linspace(-3, 3, 15)
             grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
             figures["manifold"] = plots.manifold(vae.decode(grid).mean.cpu(), axis, axis, vrange=source.range)
     return [plots.save(figure, out / f"{name}.png") for name, figure in figures.items()]
+
+
+def _translated(vae: VAE, x: torch.Tensor, y: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+    """The images in every label: at the same place of its prior where that has a map, else at the same z."""
+    try:
+        return vae.translate(x, y, to=to, carry=vae.prior is not None)
+    except NoClosedFormError:
+        return vae.translate(x, y, to=to)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -497,19 +497,15 @@ def _user_arrays(path: Path) -> dict[str, Any]:
 
 
 # What numpy and zipfile raise on files that are missing, cut short, altered, or claim an absurd size.
-_DAMAGED = (
-    *(OSError, EOFError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+_DAMAGED: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, TypeError, RuntimeError)
+_DAMAGED += (MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)
 
 
 def _npz(path: Path, keys: Sequence[str], row: tuple[int, ...] | None = None) -> dict[str, np.ndarray]:
     """Those of the keys that a file has, nothing unpickled; with row, all of them as rows of bytes."""
     try:
-        with (
-            path.open("rb") as raw,
-            np.load(raw, allow_pickle=False) as file,
-        ):  # given a path, numpy may leak it
+        # Opened here because numpy, given a path, leaves a damaged file open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {key: file[key] for key in keys if key in file.files}
     except _DAMAGED as error:
         raise DataError(

@@ -18,13 +18,14 @@ import inspect
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from .errors import PartError
+from .errors import NoClosedFormError, PartError
 
-__all__ = ["GreyBernoulli", "as_pyro", "zuko"]
+__all__ = ["GreyBernoulli", "as_pyro", "transport", "zuko"]
 
 
 def _import_zuko() -> Any:
@@ -130,6 +131,34 @@ def as_pyro(distribution: Any) -> Any:
         if isinstance(inner := vars(distribution).get(name), Distribution):
             new.__dict__[name] = as_pyro(inner)
     return new
+
+
+def transport(z: Tensor, source: Any, target: Any) -> Tensor:
+    r"""Carry z from one distribution to the place in another that the same noise makes.
+
+    .. math:: z' = T_{\text{target}}\bigl(T_{\text{source}}^{-1}(z)\bigr), \qquad T(\varepsilon) \sim p
+
+    Arguments:
+        z: (*, D).
+        source, target: two diagonal Gaussians or two zuko flows over (D,), such as p(z|y) for two y.
+
+    Raises:
+        NoClosedFormError: for distributions without such a map.
+
+    Example:
+        >>> p, q = (dist.Normal(torch.tensor([m]), s).to_event(1) for m, s in [(0.0, 1.0), (5.0, 2.0)])
+        >>> transport(torch.tensor([1.0]), p, q)
+        tensor([7.])
+    """
+    if hasattr(source, "transform") and hasattr(target, "transform") and not hasattr(source, "transforms"):
+        return target.transform.inv(source.transform(z))
+    ends = getattr(source, "base_dist", source), getattr(target, "base_dist", target)
+    if all(isinstance(d, torch.distributions.Normal) for d in ends):
+        return ends[1].loc + ends[1].scale * (z - ends[0].loc) / ends[0].scale
+    raise NoClosedFormError(
+        f"expected two diagonal Gaussians or two flows to carry z between, got {type(source).__name__} and "
+        f"{type(target).__name__}: keep z as it is instead"
+    )
 
 
 class GreyBernoulli(dist.Bernoulli):

@@ -91,7 +91,6 @@ def evaluate(
         ``neg_elbo``, ``reconstruction``, ``kl`` and ``neg_log_prob``; the first and last need a prior.
 
     Example:
-        >>> import ppl_vae as pv
         >>> print(evaluate(pv.ae((4,), 2), torch.zeros(8, 4)).terms.keys())
         dict_keys(['reconstruction'])
     """
@@ -175,7 +174,6 @@ def audit(
         An :class:`Audit`.
 
     Example:
-        >>> import ppl_vae as pv
         >>> audit(pv.vae((4,), 2, likelihood="Gaussian"), torch.zeros(8, 4), particles=20).passed
         True
     """
@@ -250,7 +248,7 @@ def _compare_sampled(
         rows = []
         for seed in seeds:
             loss, gradients = _gradients(vae, run, seed)
-            along = [(probes[k] * g).flatten(1).double().sum(1).cpu() for k, g in gradients.items()]
+            along = [(probes[k] * g).reshape(directions, -1).double().sum(1).cpu() for k, g in gradients.items()]
             rows.append(torch.cat([torch.tensor([loss], dtype=torch.float64), *along]))
         return torch.stack(rows)
 

@@ -35,7 +35,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from .data import check_finite
-from .distributions import as_pyro
+from .distributions import as_pyro, transport
 from .errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
 from .parts import check_positive
 
@@ -67,7 +67,6 @@ class VAE(nn.Module):
         ConfigError: if β is negative or not finite, or a living model has the explicit name already.
 
     Example:
-        >>> import ppl_vae as pv
         >>> cvae = VAE(
         ...     prior=pv.priors.Gaussian(20, context=10),
         ...     likelihood=pv.likelihoods.Bernoulli((1, 28, 28), 20, context=10),
@@ -336,17 +335,28 @@ class VAE(nn.Module):
         return self.decode(self.embed(x, y), y).mean
 
     @torch.no_grad()
-    def translate(self, x: Any, y: Any = None, *, to: Any) -> Tensor:
+    def translate(self, x: Any, y: Any = None, *, to: Any, carry: bool = False) -> Tensor:
         """Keep z, change y: the same style in another class.
 
         Arguments:
             x: (N, *x_shape), and y as elsewhere.
             to: the other y; ``torch.arange(10)[:, None]`` gives every class, (10, N, *x_shape).
+            carry: with a learned p(z|y), z tells the class as well as the style; this keeps z's place within p(z|y) and
+                takes the same place in p(z|to), by :func:`~ppl_vae.distributions.transport`.
 
         Returns:
             The mean of p(x | z, to), with the batch shapes of x and ``to`` broadcast.
+
+        Raises:
+            NoClosedFormError: if z is to be carried between priors without a map.
         """
-        return self.decode(self.embed(x, y), to).mean
+        z = self.embed(x, y)
+        if carry:
+            c, c_to = self._context(y), self._context(to)
+            if c is not None and c_to is not None:
+                c, c_to = torch.broadcast_tensors(c, c_to)
+                z = transport(z.expand(*c.shape[:-1], -1), self._prior(c), self._prior(c_to))
+        return self.decode(z, to).mean
 
     @torch.no_grad()
     def interpolate(self, x: Any, other: Any, y: Any = None, *, to: Any = None, steps: int = 8) -> Tensor:

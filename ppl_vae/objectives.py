@@ -169,7 +169,6 @@ class Analytic(TraceMeanField_ELBO):
         NoClosedFormError: in the first step that meets such a pair.
 
     Example:
-        >>> import ppl_vae as pv
         >>> vae = pv.vae((4,), 2, likelihood="Gaussian")
         >>> Analytic().loss(vae.model, vae.guide, torch.zeros(3, 4)) > 0
         True

@@ -109,7 +109,6 @@ def fit(
         CheckpointError: for a state that is damaged or belongs to another run.
 
     Example:
-        >>> import ppl_vae as pv
         >>> data = pv.data.load("digits").head(64)
         >>> vae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, range=data.range)
         >>> history = fit(vae, data.train, valid=data.valid, epochs=2, progress=False)

@@ -151,9 +151,7 @@ def test_no_file_and_no_network_leave_nothing_behind(tmp_path, monkeypatch, fail
         raise failure
 
     monkeypatch.setattr(datasets.KMNIST, "download", download)
-    with pytest.raises(
-        DataError, match=r"t10k-labels-idx1-ubyte in .*new/KMNIST/raw, got no such files"
-    ) as info:
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte in .*new/KMNIST/raw, got no such files") as info:
         data.load("kmnist", root=tmp_path / "new")
     assert "\n" not in str(info.value)
     assert "load 'digits'" in str(info.value)
@@ -380,9 +378,7 @@ def test_real_values_are_binarised_only_as_probabilities():
     x = torch.tensor([[0.25, 0.5], [0.75, 0.0]])
     assert data.from_tensors(x, valid=x, test=x, binarize="threshold").train.x.tolist() == [[0, 1], [1, 0]]
     assert torch.equal(data.from_tensors(x, valid=x, test=x, binarize="dynamic").train.x, x)
-    with pytest.raises(
-        DataError, match=r"expected values in \[0, 1\] to binarise, got 0 to 1.5 in train: map"
-    ):
+    with pytest.raises(DataError, match=r"expected values in \[0, 1\] to binarise, got 0 to 1.5 in train: map"):
         data.from_tensors(2 * x, valid=x, test=x, binarize="static")
     with pytest.raises(DataError, match=r"got -0.25 to 0.5 in test"):
         data.from_tensors(x, valid=x, test=x[:1] * torch.tensor([-1, 1]), binarize="static")
@@ -399,6 +395,7 @@ def test_real_values_are_binarised_only_as_probabilities():
     ("x", "levels", "top"),
     [
         (np.array([[0, 7]], np.uint8), 255, 255.0),
+        (np.array([[0, 2]], np.uint8), 255, 255.0),
         (np.array([[0, 1]], np.uint8), 1, 1.0),
         (np.array([[False, True]]), 1, 1.0),
         (torch.tensor([[False, True]]), 1, 1.0),
@@ -503,15 +500,11 @@ def test_splits_that_do_not_fit_each_other_are_refused():
     x, y = torch.zeros(4, 2), torch.zeros(4)
     with pytest.raises(ShapeError, match=r"expected rows of \(2,\) as in train, got \(3,\) in test"):
         data.from_tensors(x, test=torch.zeros(4, 3))
-    with pytest.raises(
-        LabelError, match="expected labels in every split or none, got train and valid differ"
-    ):
+    with pytest.raises(LabelError, match="expected labels in every split or none, got train and valid differ"):
         data.from_tensors(x, y, valid=x)
     with pytest.raises(LabelError, match="got train and test differ"):
         data.from_tensors(x, test=(x, y))
-    with pytest.raises(
-        ShapeError, match=r"expected x of shape \(N, \*x_shape\), got \(4,\): pass x\[:, None\]"
-    ):
+    with pytest.raises(ShapeError, match=r"expected x of shape \(N, \*x_shape\), got \(4,\): pass x\[:, None\]"):
         data.from_tensors(y)
     with pytest.raises(DataError, match="expected more rows than the 4 for valid and test, got 4"):
         data.from_tensors(x, split=(0, 0.5, 0.5))

@@ -169,7 +169,7 @@ def _add_options(parser: ArgumentParser, kind: str, name: str | None) -> None:
     cls = presets.lookup(presets.TABLES[kind], name, f"{kind} name")
     signature = inspect.signature(cls).parameters
     extra: dict[str, Any] = {key: words for key, words in (SHARED | BY_NAME).items() if key in signature}
-    skip: set[Any] = set(extra) - {"args"}
+    skip: set[str | int] = {key for key in extra if key != "args"}
     parser.add_class_arguments(cls, kind, skip=skip, fail_untyped=False)
     for key, words in extra.items():
         parser.add_argument(

@@ -157,8 +157,8 @@ def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
     parser.add_argument("--beta", type=float, default=1.0, help="the weight of the KL")
     parser.add_argument("--warmup", type=int, default=0, help="epochs over which β rises to its value")
     parser.add_argument("--lr", type=float, default=1e-3, help="the learning rate")
-    by_hand = {"vae", "train", "valid", "lr", "optim", "objective", "beta", "checkpoint", "resume", "callbacks"}
-    parser.add_function_arguments(fit, as_group=False, skip=by_hand | {"progress"})
+    by_hand: set[str | int] = {"vae", "train", "valid", "lr", "optim", "objective", "beta", "checkpoint", "resume", "callbacks"}
+    parser.add_function_arguments(fit, as_group=False, skip={*by_hand, "progress"})
     return parser
 
 

@@ -1,0 +1,37 @@
+# The habits: `make demo`, `make test`, `make lint`. Each makes .venv first if there is none.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed
+	$(BIN)/ppl-vae train --data digits --prior Gaussian --likelihood Binomial --latent 16 \
+		--epochs 200 --batch_size 64 --out runs/demo --overwrite
+
+test: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Again whenever the dependencies change. The editable install serves a checkout; it is not needed to use the package.
+$(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info runs .mypy_cache .ruff_cache .coverage htmlcov

@@ -1,0 +1,80 @@
+"""Every example runs as it is, ends by itself, and writes the pictures it names."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, *options: str) -> str:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def pictures(folder: Path) -> dict[str, float]:
+    """How much the pixels of every picture vary: an empty one has none."""
+    return {path.stem: float(imread(path)[..., :3].std()) for path in folder.glob("*.png")}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in torchvision's layout with blots instead of digits; the loader wants the full number of them."""
+    folder = tmp_path_factory.mktemp("data") / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for split, rows in [("train", 60_000), ("t10k", 10_000)]:
+        labels = (np.arange(rows) % 10).astype(np.uint8)
+        x = np.zeros((rows, 28, 28), np.uint8)
+        for k in range(10):
+            x[labels == k, 2 * k + 2 : 2 * k + 8, 8:20] = 230
+        images = struct.pack(">IIII", 2051, rows, 28, 28) + x.tobytes()
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(images)
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, rows) + labels.tobytes())
+    return folder.parents[1]
+
+
+def test_svi_by_hand_lowers_the_loss_with_stock_pyro() -> None:
+    losses = [float(line.split()[3]) for line in run("svi_by_hand.py", "--epochs", "3").splitlines()[:3]]
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_autoencoder_prints_the_identity_of_squared_error_and_likelihood(tmp_path: Path) -> None:
+    out = run("autoencoder.py", "--epochs", "2", "--out", str(tmp_path))
+    line = next(line for line in out.splitlines() if line.startswith("test:"))
+    error, nll = float(line.split()[3]), float(line.split()[-2])
+    assert nll - error == pytest.approx(32 * np.log(np.pi), abs=2e-3)
+    assert all(spread > 0.05 for spread in pictures(tmp_path).values())
+    assert set(pictures(tmp_path)) == {"reconstructions", "latents"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("vae_mnist.py", {"manifold", "latents", "history"}), ("cvae_mnist.py", {"samples", "styles", "history"})],
+)
+def test_mnist_examples(name: str, expected: set[str], root: Path, tmp_path: Path) -> None:
+    out = run(name, "--root", str(root), "--out", str(tmp_path), "--epochs", "1", "--rows", "500")
+    assert "audit: pass" in out
+    assert set(pictures(tmp_path)) == expected
+    assert all(spread > 0.05 for spread in pictures(tmp_path).values())
+
+
+def test_swap_priors_reports_four(tmp_path: Path) -> None:
+    out = run("swap_priors.py", "--epochs", "1", "--out", str(tmp_path))
+    table = out.splitlines()[out.splitlines().index(next(r for r in out.splitlines() if "−log p(x|y)" in r)) + 1 :][:4]
+    assert [row.split("  ")[0] for row in table] == [
+        "N(0, I), y ignored",
+        "Laplace, a function",
+        "Gaussian p(z|y)",
+        "spline flow p(z|y)",
+    ]
+    assert pictures(tmp_path)["priors"] > 0.05

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from ppl_vae import data
+from ppl_vae.data.sources import IDX
 from ppl_vae.errors import ConfigError, DataError, LabelError, ShapeError
 
 PARTS = ("train", "valid", "test")
@@ -169,7 +170,7 @@ def test_a_download_arrives_whole_and_quietly(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets.KMNIST, "download", download)
     assert len(data.load("kmnist", root=tmp_path / "new").train) == 50_000
     files = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
-    assert files == sorted(data.IDX)
+    assert files == sorted(IDX)
     assert os.listdir(tmp_path / "new") == ["KMNIST"]
     assert capsys.readouterr() == ("", "")
 

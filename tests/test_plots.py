@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from ppl_vae import plots
 from ppl_vae.errors import DataError, ShapeError
+from ppl_vae.plots.figure import COLOURS, DPI, TEXT
+from ppl_vae.plots.sheet import MISSING, PAGE, TILE
 
 H, W = 6, 4  # not square, so that a transposed image does not fit
 
@@ -142,7 +144,7 @@ def test_constant_missing_and_infinite_values():
     image = torch.linspace(0, 1, H * W).reshape(1, 1, H, W)
     image[0, 0, 0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
     pixels = canvas(plots.grid(image))
-    assert pixels[0, 0].tolist() == pytest.approx(plots.MISSING)
+    assert pixels[0, 0].tolist() == pytest.approx(MISSING)
     assert pixels[0, 1].tolist() == [1, 1, 1]
     assert pixels[0, 2].tolist() == [0, 0, 0]
     assert canvas(plots.grid(torch.full((1, 1, H, W), float("nan")))).shape == (H, W, 3)
@@ -160,7 +162,7 @@ def test_a_pixel_is_a_whole_number_of_dots(tmp_path):
     images = torch.rand(2, 3, 8, 8).round()
     path = plots.save(plots.grid(images, row_labels=["one", "two"], title="T"), tmp_path / "a.png")
     page = imread(path)[..., 0]
-    k = plots.DPI * plots.TILE // 8
+    k = DPI * TILE // 8
     big = np.kron(canvas(plots.grid(images))[..., 0], np.ones((int(k), int(k))))
     h, w = big.shape
     places = (
@@ -186,7 +188,7 @@ def test_labels_that_do_not_fit_are_turned_or_thinned():
 
 def test_large_images_shrink_to_the_page():
     figure = plots.grid(torch.rand(2, 12, 256, 256))
-    assert figure.get_size_inches()[0] < plots.PAGE + 0.2
+    assert figure.get_size_inches()[0] < PAGE + 0.2
     assert canvas(figure).shape == (2 * 256 + 8, 12 * 256 + 11 * 8, 3)
 
 
@@ -230,8 +232,8 @@ def test_reconstructions_stand_below_their_originals():
     assert captions["z"] == (6.5, rows[2] - 1)
     assert inside(figure)
     long = plots.reconstructions(x, x, ["a very long name", *"wxyz"]).axes[0]
-    assert {text.get_fontsize() < 0.6 * plots.TEXT for text in long.texts} == {True}
-    assert long.texts[0].get_window_extent().width <= 1.05 * plots.TILE * plots.DPI
+    assert {text.get_fontsize() < 0.6 * TEXT for text in long.texts} == {True}
+    assert long.texts[0].get_window_extent().width <= 1.05 * TILE * DPI
 
 
 def test_reconstructions_share_one_range():
@@ -307,11 +309,11 @@ def test_latents_of_two_dimensions_are_drawn_as_they_are():
     (drawn,) = points(ax)
     pairs = zip(drawn.get_offsets(), drawn.get_facecolors(), strict=True)
     shown = {(*map(float, xy), *rgba[:3]) for xy, rgba in pairs}
-    expected = {(*map(float, z[i]), *to_rgb(plots.COLOURS[y[i]])) for i in range(30)}
+    expected = {(*map(float, z[i]), *to_rgb(COLOURS[y[i]])) for i in range(30)}
     assert shown == expected
     assert legend(figure) == ["0", "1", "2"]
     colours = [mark.get_facecolor()[0, :3].tolist() for mark in figure.legends[0].legend_handles]
-    assert colours == [list(to_rgb(colour)) for colour in plots.COLOURS[:3]]
+    assert colours == [list(to_rgb(colour)) for colour in COLOURS[:3]]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("latent dimension 1", "latent dimension 2")
     assert figure.get_suptitle() == "T"
     assert not plots.latents(z).legends
@@ -434,6 +436,9 @@ def test_history_has_two_panels():
         assert "nats per image" in ax.get_ylabel()
         assert all(float(tick).is_integer() for tick in ax.get_xticks())
     assert "ELBO" in left.get_ylabel()
+    left, right = plots.history(entries, unit="nats per row").axes
+    assert (left.get_ylabel(), right.get_ylabel()) == ("−ELBO (nats per row)", "its parts (nats per row)")
+    assert left.lines[0].get_xydata().tolist() == [[1, 90], [2, 45], [3, 30]]  # a name, no conversion
 
 
 def test_history_shows_beta_and_the_loss_where_they_say_more():
@@ -521,7 +526,7 @@ def test_save_replaces_in_one_step_and_keeps_the_old_file_on_a_fault(tmp_path, m
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(plots.os, "replace", fault)
+        patch.setattr("os.replace", fault)
         with pytest.raises(OSError, match="no space"):
             plots.save(figure, path)
     assert [each.name for each in tmp_path.iterdir()] == ["a.png"]

@@ -1,0 +1,169 @@
+"""Rows of pixels and labels, the three splits of a data set, and the one test that every pixel is a number."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError, ShapeError
+
+__all__ = ["PARTS", "Data", "Split", "check_finite", "known"]
+
+PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split(torch.utils.data.Dataset[tuple[Tensor, ...]]):
+    """Rows of one part of a data set: pixels, and labels where there are any.
+
+    Arguments:
+        x: pixels ``(N, *x_shape)``, floating point.
+        y: labels ``(N,)``, int64, or None.
+        binarize: "none", or "dynamic": x holds probabilities, and whoever trains on a row first draws its 0/1
+            pixels from them. Indexing gives x as it is.
+
+    Raises:
+        ShapeError: x has no pixel dimension, or y is not one label a row.
+        ConfigError: binarize is neither of the two.
+
+    Example:
+        >>> Split(torch.zeros(5, 3), torch.arange(5)).subset([4, 0])[0]
+        (tensor([0., 0., 0.]), tensor(4))
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    binarize: str = "none"
+
+    def __post_init__(self) -> None:
+        known("binarize", self.binarize, ("none", "dynamic"))
+        shape = tuple(self.x.shape)
+        if len(shape) < 2:
+            raise ShapeError(f"expected x of shape (N, *x_shape), got {shape}: pass x[:, None] for one pixel a row")
+        if self.y is not None and tuple(self.y.shape) != shape[:1]:
+            raise ShapeError(
+                f"expected y of shape {shape[:1]}, a label for each row of x, got {tuple(self.y.shape)}: "
+                "turn one-hot rows into labels with y.argmax(1)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
+        return (self.x[i],) if self.y is None else (self.x[i], self.y[i])
+
+    def __repr__(self) -> str:
+        labels = "no labels" if self.y is None else "labels"
+        return f"Split({len(self)} rows of {tuple(self.x.shape[1:])}, {labels}, binarize={self.binarize!r})"
+
+    def subset(self, rows: slice | Sequence[int] | np.ndarray | Tensor) -> Split:
+        """The given rows, by a slice (which shares memory) or by indices (which copies)."""
+        at = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+        return dataclasses.replace(self, x=self.x[at], y=None if self.y is None else self.y[at])
+
+    def head(self, n: int) -> Split:
+        """The first n rows, or all of them where there are fewer."""
+        if n < 1:
+            raise ConfigError(f"expected at least one row, got head({n})")
+        return self.subset(slice(n))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """A data set in three splits, and what its pixels are.
+
+    Arguments:
+        name: the name or path it was loaded by.
+        train: rows to learn from.
+        valid: rows to choose by; empty only where a user's data were too few to cut.
+        test: rows to report on; likewise.
+        classes: number of labels, or None without labels.
+        range: smallest and largest value a pixel may take (of real-valued data: takes in the training split).
+        binarization: what loading did: "none", "threshold", "static" or "dynamic".
+        levels: the largest integer count of a pixel; 1 for binary pixels, None for real-valued ones.
+    """
+
+    name: str
+    train: Split
+    valid: Split
+    test: Split
+    classes: int | None
+    range: tuple[float, float]
+    binarization: str
+    levels: int | None
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return tuple(self.train.x.shape[1:])
+
+    def head(self, n: int) -> Data:
+        """The same data set with the first n rows of every split."""
+        train, valid, test = self.train.head(n), self.valid.head(n), self.test.head(n)
+        return dataclasses.replace(self, train=train, valid=valid, test=test)
+
+    def describe(self) -> dict[str, Any]:
+        """The facts as plain JSON values, for the config and the history of a run.
+
+        Example:
+            >>> pv.data.load("digits").describe()["sizes"]
+            {'train': 1297, 'valid': 250, 'test': 250}
+        """
+        return {
+            "name": self.name,
+            "x_shape": list(self.x_shape),
+            "classes": self.classes,
+            "range": list(self.range),
+            "levels": self.levels,
+            "binarization": self.binarization,
+            "sizes": {part: len(getattr(self, part)) for part in PARTS},
+        }
+
+    def __repr__(self) -> str:
+        name, *facts = (f"{key}={value!r}" for key, value in self.describe().items())
+        return f"Data({', '.join([name, *facts])})"
+
+
+def check_finite(x: Tensor, what: str = "x") -> None:
+    """Refuse NaN and infinite values, and say how many there are and where the first is.
+
+    Arguments:
+        x: ``(N, *x_shape)``.
+        what: what the error calls it.
+
+    Raises:
+        DataError: naming the row and the pixel in it.
+
+    Example:
+        >>> check_finite(torch.tensor([[0.0, 1.0], [2.0, float("nan")]]))
+        Traceback (most recent call last):
+        ppl_vae.errors.DataError: expected finite x, got 1 value that is not,
+        the first nan at row 1, pixel (1,): ...
+    """
+    finite = x.isfinite()
+    if finite.all():
+        return
+    bad = finite.numel() - int(finite.sum())
+    values = "value that is" if bad == 1 else "values that are"
+    row, *pixel = (int(i) for i in np.unravel_index(int(finite.flatten().int().argmin()), x.shape))
+    raise DataError(
+        f"expected finite {what}, got {bad} {values} not, the first {x[(row, *pixel)].item()} at row {row}, "
+        f"pixel {tuple(pixel)}: leave such rows out, or where pixels are missing put any finite value in and "
+        "pass a mask"
+    )
+
+
+def known(what: str, value: object, options: Collection[str], other: str = "") -> None:
+    """Refuse an option that does not exist, and name the nearest that does."""
+    if value not in options:
+        near = difflib.get_close_matches(str(value).lower().replace("_", "-"), options, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        listed = ", ".join(map(repr, options)) + (f" or {other}" if other else "")
+        raise ConfigError(f"expected {what} to be one of {listed}, got {value!r}{hint}")

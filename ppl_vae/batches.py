@@ -6,6 +6,8 @@ r"""Batches: whatever holds data, as (x, y) on the device.
 from __future__ import annotations
 
 import hashlib
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .data import Split
-from .errors import ConfigError
+from .errors import ConfigError, DataError, ShapeError
 from .model import VAE
 
 __all__ = ["Batches"]
@@ -23,69 +25,116 @@ __all__ = ["Batches"]
 class Batches:
     """Whatever ``fit`` was given, as batches (x, y) on the device; rows live there when they are tensors."""
 
-    def __init__(self, vae: VAE, source: Any, batch_size: int, device: torch.device) -> None:
+    def __init__(self, vae: VAE, source: Any, batch_size: int, device: torch.device, *, observe: bool = False) -> None:
         self.vae, self.device, self.batch_size = vae, device, batch_size
+        # Told which labels there are, if these are the rows that are trained on.
+        self.observe = getattr(vae.condition, "observe", None) if observe else None
         self.binarize, self.loader = "none", None
         if isinstance(source, DataLoader):
             if source.batch_size is None:
                 raise ConfigError("a DataLoader needs a batch_size, which the loss per datum is scaled by")
             self.loader, self.batch_size = source, source.batch_size
-            self.x, self.y = self._unpack(next(iter(source)), from_dataset=True)
-            self.rows = len(source.dataset)  # type: ignore[arg-type]
+            first = next(iter(source), None)
+            if first is None:
+                raise DataError("expected at least one batch of data, got a DataLoader with none")
+            self.x, self.y = self._unpack(first, from_dataset=True)
+            self.rows = len(source.dataset) if hasattr(source.dataset, "__len__") else None
         else:
             if isinstance(source, Split):
                 self.binarize = source.binarize
                 source, labelled = (source.x, source.y), True
             elif isinstance(source, Dataset):
-                source, labelled = default_collate([source[i] for i in range(len(source))]), True  # type: ignore
+                if not hasattr(source, "__len__") or not len(source):
+                    raise DataError("expected a Dataset with at least one row, and a DataLoader round an iterable one")
+                source, labelled = default_collate([source[i] for i in range(len(source))]), True
             else:
                 labelled = False
             self.x, self.y = self._unpack(source, from_dataset=labelled)
             self.rows = len(self.x)
         self._check(self.x, self.y)
-        if self.y is not None and (observe := getattr(vae.condition, "observe", None)) is not None:
-            observe(self.y)
+        if self.rows is not None:
+            self.batch_size = min(self.batch_size, self.rows)
+        self.x = self.x.to(vae._beta) if self.loader is None else self.x
+        self.y = None if self.y is None else self.y.to(device)
 
     def _unpack(self, batch: Any, from_dataset: bool) -> tuple[Tensor, Tensor | None]:
         x, y = (batch, None) if not isinstance(batch, Sequence) else (*batch, None)[:2]
         if from_dataset and self.vae.condition is None:
             # A data set carries labels by nature; a model that has no y does not look at them.
             y = None
-        return torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+        try:
+            x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                "expected x, (x, y), a Split, a Dataset or a DataLoader that gives x or (x, y), got "
+                f"{type(batch).__name__}: {error}"
+            ) from error
+        if not x.dim():
+            raise ShapeError("x: expected (N, *x_shape), got a number")
+        return x, y if y is None or y.dim() else y.expand(len(x))
 
     def _check(self, x: Tensor, y: Tensor | None) -> None:
-        # A fresh draw every step is of 0 or 1; rounding stands for all of them here.
-        self.vae.check(x if self.binarize == "none" else x.round(), y)
-        self.x = x.to(self.vae._beta) if self.loader is None else x
-        self.y = None if y is None else y.to(self.device)
+        if self.binarize == "dynamic":
+            if ((x < 0) | (x > 1)).any():
+                raise DataError(f"binarize='dynamic': expected probabilities in [0, 1], got {x.min():g} … {x.max():g}")
+            # A fresh draw every step is of 0 or 1; rounding stands for all of them here.
+            x = x.round()
+        with warnings.catch_warnings():
+            if self.observe is not None:
+                # What training shows now, it need not have shown before.
+                warnings.filterwarnings("ignore", "label .* was never seen in training")
+            self.vae.check(x, y)
+        expected = getattr(self.vae.likelihood, "x_shape", None)
+        if expected is not None and tuple(x.shape[1:]) != tuple(expected):
+            raise ShapeError(f"x: expected (N, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
 
-    def __len__(self) -> int:
-        return self.rows
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch has, as far as that is known."""
+        return 1 if self.rows is None else math.ceil(self.rows / self.batch_size)
 
-    def first(self) -> tuple[Tensor, Tensor | None]:
-        """Return one batch, to meet the parameters."""
-        return self._draw(self.x[: self.batch_size]), None if self.y is None else self.y[: self.batch_size]
+    def shapes(self) -> list[tuple[Any, ...]]:
+        """Return inputs for a step of every shape there is; labels of training rows count as seen from here on."""
+        self._seen(self.y)
+        if self.loader is not None:
+            return [(self.x.to(self.vae._beta), self.y)]
+        sizes = {min(self.batch_size, len(self.x)), len(self.x) % self.batch_size} - {0}
+        return [(torch.arange(size, device=self.device),) for size in sorted(sizes, reverse=True)]
 
-    def shuffled(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield every row once, in random order."""
-        return self._from_loader() if self.loader is not None else self._rows(torch.randperm(self.rows))
+    def shuffled(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the inputs of an epoch's steps: indices of all rows in random order, or what the loader gives."""
+        if self.loader is not None:
+            yield from self._from_loader()
+        else:
+            yield from ((index,) for index in torch.randperm(len(self.x)).to(self.device).split(self.batch_size))
+
+    def draw(self, first: Tensor, y: Tensor | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the programs for the inputs of a step; what is drawn here is drawn anew each time."""
+        if self.loader is not None:
+            return (first, y), {}
+        x = self.x[first]
+        x = torch.bernoulli(x) if self.binarize == "dynamic" else x
+        return (x, None if self.y is None else self.y[first]), {}
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield every row once, in order."""
-        return self._from_loader() if self.loader is not None else self._rows(torch.arange(self.rows))
-
-    def _rows(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for index in order.to(self.device).split(self.batch_size):
-            yield self._draw(self.x[index]), None if self.y is None else self.y[index]
+        """Yield every row once, in order, as (x, y)."""
+        if self.loader is not None:
+            yield from self._from_loader()
+        else:
+            for index in torch.arange(len(self.x), device=self.device).split(self.batch_size):
+                (x, y), _ = self.draw(index)
+                yield x, y
 
     def _from_loader(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         for batch in self.loader:  # type: ignore[union-attr]
             x, y = self._unpack(batch, from_dataset=True)
-            self.vae.check(x, y)
+            self._check(x, y)
+            self._seen(y)
             yield x.to(self.vae._beta), None if y is None else y.to(self.device)
 
-    def _draw(self, x: Tensor) -> Tensor:
-        return torch.bernoulli(x) if self.binarize == "dynamic" else x.to(self.vae._beta)
+    def _seen(self, y: Tensor | None) -> None:
+        if self.observe is not None and y is not None:
+            self.observe(y)
 
     def digest(self) -> str:
         """Return a fingerprint of the rows, so that a run is not resumed on others."""

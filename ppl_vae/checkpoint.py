@@ -29,6 +29,17 @@ from .model import VAE
 __all__ = ["load", "read", "save", "write"]
 
 FORMAT = 1
+# What a part may raise when a damaged or hostile file has it made with nonsense.
+_NONSENSE = (
+    PplVaeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 def write(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
@@ -49,7 +60,10 @@ def write(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], info: Ma
     digest = hashlib.sha256(data).hexdigest()
     weights = f"{stem}-{digest[:16]}.safetensors"
     record = {"format": FORMAT, **info, "weights": {"file": weights, "sha256": digest, "aliases": aliases}}
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: expected info that JSON can hold: {error}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / weights, data)
@@ -103,7 +117,7 @@ def read(folder: str | Path, stem: str) -> tuple[dict[str, Tensor], dict[str, An
         info = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: expected a saved {stem}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected JSON: {error}") from error
     if not isinstance(info, dict) or not isinstance(info.get("format"), int):
         raise CheckpointError(f"{path}: expected a record with a format number")
@@ -114,8 +128,8 @@ def read(folder: str | Path, stem: str) -> tuple[dict[str, Tensor], dict[str, An
         raise CheckpointError(f"{path}: expected the name of a weights file beside it")
     try:
         data = (path.parent / weights["file"]).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path.parent / weights['file']}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.parent / weights['file']}: {error}") from error
     if hashlib.sha256(data).hexdigest() != weights.get("sha256"):
         raise CheckpointError(f"{path.parent / weights['file']}: damaged: its SHA-256 is not the one in {path.name}")
     try:
@@ -147,7 +161,7 @@ def save(vae: VAE, path: str | Path, **info: Any) -> Path:
     except PartError as error:
         why = str(error)
     dtype = str(vae._beta.dtype).removeprefix("torch.")
-    return write(path, "model", vae.state_dict(), {"config": config, "why": why, "dtype": dtype, **info})
+    return write(path, "model", vae.state_dict(), {**info, "config": config, "why": why, "dtype": dtype})
 
 
 def load(
@@ -163,7 +177,7 @@ def load(
         path: the folder.
         into: a model built as the saved one was, to receive the weights; needed where a part is a function, a module of
             yours or anything else without a name. It is returned, and is unchanged if anything is wrong.
-        device: where a rebuilt model goes.
+        device: where a rebuilt model goes. It is in ``eval()`` mode.
         allow_nonfinite: load weights that hold NaN or infinity.
 
     Raises:
@@ -196,8 +210,8 @@ def load(
         try:
             # No random number of the caller's is spent on weights that are replaced at once.
             with torch.random.fork_rng(devices=[]):
-                vae = presets.build(info["config"]).to(dtype).to(device)
-        except (PplVaeError, TypeError, ValueError) as error:
+                vae = presets.build(info["config"]).to(dtype).to(device).eval()
+        except _NONSENSE as error:
             raise CheckpointError(f"{path}: the configuration in model.json builds no model: {error}") from error
     fill(vae, tensors, str(path))
     return vae
@@ -209,7 +223,12 @@ def fill(vae: VAE, tensors: Mapping[str, Tensor], where: str) -> None:
     Raises:
         CheckpointError: listing every missing, unexpected and ill-fitting tensor.
     """
-    own = vae.state_dict()
+    check_fit(vae.state_dict(), tensors, where)
+    vae.load_state_dict(dict(tensors))
+
+
+def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise a CheckpointError unless ``tensors`` has the names, shapes and dtypes of ``own``; it lists all misfits."""
     wrong = [f"missing {key}" for key in own if key not in tensors]
     wrong += [f"unexpected {key}" for key in tensors if key not in own]
     for key in own.keys() & tensors.keys():
@@ -218,4 +237,3 @@ def fill(vae: VAE, tensors: Mapping[str, Tensor], where: str) -> None:
             wrong.append(f"{key}: expected {expected}, got {got}")
     if wrong:
         raise CheckpointError(f"{where}: weights do not fit the model: {'; '.join(sorted(wrong))}")
-    vae.load_state_dict(dict(tensors))

@@ -14,10 +14,11 @@ it. A run is a folder: ``config.yaml``, ``metrics.jsonl``, the model, ``evaluati
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
+import math
 import re
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,10 @@ PARTS = ("prior", "likelihood", "encoder")
 NAMED = (*PARTS, "data")
 # What parts share is filled in; these can be typed all the same, to override it.
 SHARED: dict[str, Any] = {"features": int, "x_shape": list[int], "context": int, "total_count": int}
-SHARED |= {"shift": float, "scale": float}
+SHARED |= {"shift": float, "scale": float, "hidden": list[int]}
+PICTURES = ("history", "reconstructions", "latents", "samples", "prior", "styles", "manifold")
+# Options of zuko's that are functions, which no word stands for, and the shapes that go with them.
+UNTYPABLE = {"activation", "univariate", "shapes"}
 # What signatures cannot say in words: a class given by its name.
 BY_NAME: dict[str, Any] = {"network": str | dict, "distribution": str, "args": list[float]}
 
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ppl_vae {__version__}")
         else:
             presets.lookup(COMMANDS, words[0], "command")(words[1:])
-    except (PplVaeError, argparse.ArgumentError) as error:
+    except (PplVaeError, argparse.ArgumentError, OSError) as error:
         print(f"ppl-vae: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -72,37 +76,51 @@ def _train(words: list[str]) -> None:
     """Train a model and report on it."""
     words = [re.sub(rf"^--({'|'.join(NAMED)})(?==|$)", r"--\1.name", word) for word in words]
     config = _read_config(words)
-    parser = _train_parser({kind: _name_of(kind, words, config) for kind in NAMED})
+    names = {kind: _name_of(kind, words, config) for kind in NAMED}
+    # The options of one part mean nothing to another that the words put in its place.
+    config = {k: v for k, v in config.items() if k not in PARTS or v.get("name") == names[k]}
+    parser = _train_parser(names)
     options = _parse(parser, words, config)
     source = data.load(**options.data.as_dict())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        if options.seed is not None:
+            torch.default_generator.manual_seed(options.seed)
         vae = _build(options, parser.get_defaults(skip_validation=True), source)
     typed = options.as_dict()
     for key in ("config", "print_config", "overwrite", "resume"):
         del typed[key]
-    settings = typed | {kind: None if d is None else d for kind, d in presets.to_dict(vae).items() if kind in PARTS}
+    made = {kind: part for kind, part in presets.to_dict(vae).items() if kind in PARTS}
+    # What context: 0 wrapped is written as it is typed.
+    settings = typed | {k: d["part"] if d and d["name"] == "Unconditional" else d for k, d in made.items()}
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     if options.print_config:
         print(text, end="")
         return
+    objective = presets.lookup(presets.OBJECTIVES, options.objective, "objective")()
     out = _run_folder(options)
-    (out / "config.yaml").write_text(text)
-    history = fit(
-        vae,
-        source.train,
-        source.valid,
-        **{key: options[key] for key in ("epochs", "batch_size", "lr", "clip", "patience", "device", "seed")},
-        objective=presets.lookup(presets.OBJECTIVES, options.objective, "objective")(),
-        beta=warmup(options.warmup, options.beta) if options.warmup else None,
-        checkpoint=out,
-        resume=out if options.resume else None,
-        callbacks=[_Metrics(out / "metrics.jsonl")],
-    )
+    try:
+        history = fit(
+            vae,
+            source.train,
+            source.valid if len(source.valid) else None,
+            **{key: options[key] for key in ("epochs", "batch_size", "lr", "clip", "patience", "device", "seed")},
+            objective=objective,
+            beta=warmup(options.warmup, options.beta) if options.warmup else None,
+            checkpoint=out,
+            resume=out if options.resume else None,
+            callbacks=[_Records(out, text)],
+        )
+    except PplVaeError:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # Only if it is empty: nothing was trained.
+        raise
     save(vae, out, data=source.describe())
     parts = ", ".join(f"{k} {type(p).__name__}" for k in PARTS if (p := getattr(vae, k)) is not None)
     numbers = sum(p.numel() for p in vae.parameters())
     print(f"{source.name}, {len(history)} epochs: {parts}; {numbers:,} parameters, trained on {history.info['device']}")
+    if not len(source.test):
+        print("no rows are left to test on: neither evaluated nor drawn")
+        return
     _report(vae, source, out)
     print("\n".join(str(path) for path in _draw(vae, source, out, history)))
 
@@ -123,7 +141,11 @@ def _read_config(words: list[str]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: expected a mapping of options, got {type(config).__name__}")
     config = {k: {"name": v} if k in NAMED and isinstance(v, str) else v for k, v in config.items()}
-    return {k: v for k, v in config.items() if not (k in PARTS and v is None)}
+    config = {k: v for k, v in config.items() if not (k in PARTS and v is None)}
+    for kind in NAMED:
+        if not isinstance(config.get(kind, {}), dict):
+            raise ConfigError(f"{file}: expected {kind} to be a name or a mapping with one, got {config[kind]!r}")
+    return config
 
 
 def _name_of(kind: str, words: list[str], config: Mapping[str, Any]) -> str | None:
@@ -157,7 +179,18 @@ def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
     parser.add_argument("--beta", type=float, default=1.0, help="the weight of the KL")
     parser.add_argument("--warmup", type=int, default=0, help="epochs over which β rises to its value")
     parser.add_argument("--lr", type=float, default=1e-3, help="the learning rate")
-    by_hand: set[str | int] = {"vae", "train", "valid", "lr", "optim", "objective", "beta", "checkpoint", "resume", "callbacks"}
+    by_hand: set[str | int] = {
+        "vae",
+        "train",
+        "valid",
+        "lr",
+        "optim",
+        "objective",
+        "beta",
+        "checkpoint",
+        "resume",
+        "callbacks",
+    }
     parser.add_function_arguments(fit, as_group=False, skip={*by_hand, "progress"})
     return parser
 
@@ -169,8 +202,8 @@ def _add_options(parser: ArgumentParser, kind: str, name: str | None) -> None:
     cls = presets.lookup(presets.TABLES[kind], name, f"{kind} name")
     signature = inspect.signature(cls).parameters
     extra: dict[str, Any] = {key: words for key, words in (SHARED | BY_NAME).items() if key in signature}
-    skip: set[str | int] = {key for key in extra if key != "args"}
-    parser.add_class_arguments(cls, kind, skip=skip, fail_untyped=False)
+    skip = {key for key in extra if key != "args"} | UNTYPABLE
+    parser.add_class_arguments(cls, kind, skip=set[str | int](skip), fail_untyped=False)
     for key, words in extra.items():
         parser.add_argument(
             f"--{kind}.{key}", type=words | None, help="by default filled in" if key in SHARED else None
@@ -184,7 +217,9 @@ def _build(options: Namespace, defaults: Namespace, source: data.Data) -> VAE:
         spec = options[kind].as_dict()
         if spec["name"] is not None:
             plain = defaults[kind].as_dict()
-            specs[kind] = {k: v for k, v in spec.items() if k == "name" or (v is not None and v != plain[k])}
+            # As JSON has them, because a default (64, 64) comes back from a file as [64, 64].
+            same = {k for k, v in spec.items() if json.dumps(v, default=str) == json.dumps(plain[k], default=str)}
+            specs[kind] = {k: v for k, v in spec.items() if k == "name" or (v is not None and k not in same)}
     model = options.model or ("vae" if source.classes is None else "cvae")
     if "likelihood" not in specs and model != "ae":
         specs["likelihood"] = "Gaussian" if source.levels is None else "Binomial" if source.levels > 1 else "Bernoulli"
@@ -208,13 +243,11 @@ def _run_folder(options: Namespace) -> Path:
     if options.out is None:
         raise ConfigError("train: expected --out, the folder of the run")
     out = Path(options.out)
-    there = (out / "config.yaml").exists()
+    there = any((out / name).exists() for name in ("config.yaml", "training.json", "model.json"))
     if options.resume and not there:
         raise ConfigError(f"--resume: expected a run in {out}, found none")
-    if there and not options.resume:
-        if not options.overwrite:
-            raise ConfigError(f"{out} holds a run already: add --resume to continue it, --overwrite to replace it")
-        shutil.rmtree(out)
+    if there and not options.resume and not options.overwrite:
+        raise ConfigError(f"{out} holds a run already: add --resume to continue it, --overwrite to replace it")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -222,14 +255,21 @@ def _run_folder(options: Namespace) -> Path:
     return out
 
 
-class _Metrics:
-    """A callback that keeps ``metrics.jsonl`` one line an epoch, those before a resumption included."""
+class _Records:
+    """A callback that writes ``config.yaml`` and, one line an epoch, ``metrics.jsonl``, resumed epochs included.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.written = path, 0
+    They come after the first epoch, and only then does what a former run left go: a bad option costs nobody a run.
+    """
+
+    def __init__(self, out: Path, config: str) -> None:
+        self.out, self.config, self.written = out, config, 0
 
     def __call__(self, vae: VAE, history: History) -> None:
-        with self.path.open("a" if self.written else "w") as file:
+        if not self.written:
+            for old in ("model.json", "evaluation.json", *(f"{name}.png" for name in PICTURES)):
+                (self.out / old).unlink(missing_ok=True)
+            (self.out / "config.yaml").write_text(self.config)
+        with (self.out / "metrics.jsonl").open("a" if self.written else "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in history[self.written :])
         self.written = len(history)
 
@@ -267,12 +307,13 @@ def _sample(words: list[str]) -> None:
     )
     vae = load(options.run)
     vrange = _value_range(options.run)
-    torch.manual_seed(options.seed)
     labels = None if vae.condition is None else [options.label]
     if labels == [None]:
         labels = list(range(getattr(vae.condition, "classes", 0)))
     y = options.label if labels is None else torch.tensor(labels)
-    x = vae.sample(options.n, y, mean=options.mean)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(options.seed)
+        x = vae.sample(options.n, y, mean=options.mean)
     name = "samples.png" if options.label is None else f"samples-{options.label}.png"
     figure = plots.samples(x, labels, vrange=vrange, title="draws from p(x|y)" if labels else "draws from p(x)")
     print(plots.save(figure, options.out or Path(options.run) / name))
@@ -282,7 +323,7 @@ def _reconstruct(words: list[str]) -> None:
     """Reconstruct rows of the test set and write a picture."""
     options = _open_run(_reconstruct, words, ("n", int, 20, "how many rows"), ("out", str | None, None, "the picture"))
     vae, source = _model_and_data(options.run)
-    figure = _reconstructions(vae, source.test.head(options.n), source.range)
+    figure = _reconstructions(vae, source.test.head(options.n), _vrange(source.range))
     print(plots.save(figure, options.out or Path(options.run) / "reconstructions.png"))
 
 
@@ -343,10 +384,23 @@ def _xy(vae: VAE, split: data.Split) -> tuple[torch.Tensor, torch.Tensor | None]
 def _value_range(run: str) -> tuple[float, float] | None:
     """The range of a pixel, as the run's data set has it."""
     described = json.loads((Path(run) / "model.json").read_text()).get("data") or {}
-    return tuple(described["range"]) if "range" in described else None
+    return _vrange(described["range"]) if "range" in described else None
 
 
-def _reconstructions(vae: VAE, split: data.Split, vrange: tuple[float, float]) -> Any:
+def _vrange(values: Sequence[float]) -> tuple[float, float] | None:
+    """A range to map to grey levels; None where all pixels are equal."""
+    low, high = values
+    return (low, high) if low < high else None
+
+
+def _are_images(x_shape: Sequence[int]) -> bool:
+    """Whether x can be seen: (channels, H, W), (H, W), or a flat square."""
+    if len(x_shape) == 1:
+        return math.isqrt(x_shape[0]) ** 2 == x_shape[0]
+    return len(x_shape) == 2 or (len(x_shape) == 3 and x_shape[0] in (1, 3))
+
+
+def _reconstructions(vae: VAE, split: data.Split, vrange: tuple[float, float] | None) -> Any:
     x, y = _xy(vae, split)
     labels = None if split.y is None else split.y.tolist()
     return plots.reconstructions(x, vae.reconstruct(x, y).cpu(), labels, vrange=vrange, title="test images and x̂")
@@ -356,9 +410,11 @@ def _reconstructions(vae: VAE, split: data.Split, vrange: tuple[float, float]) -
 def _draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path]:
     """Draw what there is to see of a model; return the paths."""
     figures = {"history": plots.history(history, title=f"{source.name}: training")}
-    figures["reconstructions"] = _reconstructions(vae, source.test.head(20), source.range)
+    images, vrange = _are_images(source.x_shape), _vrange(source.range)
+    if images:
+        figures["reconstructions"] = _reconstructions(vae, source.test.head(20), vrange)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         test = source.test.head(1000)
         x, y = _xy(vae, test)
         z = vae.embed(x, y).cpu()
@@ -367,21 +423,22 @@ def _draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path
         labels = None if classes is None else classes.tolist()
         if vae.prior is not None:
             title = "draws from p(x|y), a row a label" if labels else "draws from p(x)"
-            x_new = vae.sample(64 if classes is None else 10, classes)
-            figures["samples"] = plots.samples(x_new, labels, vrange=source.range, title=title)
+            if images:
+                x_new = vae.sample(64 if classes is None else 10, classes)
+                figures["samples"] = plots.samples(x_new, labels, vrange=vrange, title=title)
             draws = vae.prior_given(y).sample(() if y is not None else (len(x),)).cpu()
             aggregate = vae.encode(x, y).sample().cpu()
             figures["prior"] = plots.prior_vs_posterior(draws, aggregate, title="p(z) and the aggregate of q(z|x,y)")
-        if classes is not None and y is not None:
+        if images and classes is not None and y is not None:
             # One style from every label, as far as the test images have it.
             styles = torch.stack([(y == k).nonzero()[0, 0] for k in classes if (y == k).any()])
             moved = _translated(vae, x[styles], y[styles], classes[:, None]).transpose(0, 1).cpu()
             title = "the style of one image in every label"
-            figures["styles"] = plots.translations(x[styles], moved, classes, vrange=source.range, title=title)
-        if z.shape[-1] == 2 and classes is None:
+            figures["styles"] = plots.translations(x[styles], moved, classes, vrange=vrange, title=title)
+        if images and z.shape[-1] == 2 and classes is None:
             axis = torch.linspace(-3, 3, 15)
             grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-            figures["manifold"] = plots.manifold(vae.decode(grid).mean.cpu(), axis, axis, vrange=source.range)
+            figures["manifold"] = plots.manifold(vae.decode(grid).mean.cpu(), axis, axis, vrange=vrange)
     return [plots.save(figure, out / f"{name}.png") for name, figure in figures.items()]
 
 
@@ -402,7 +459,9 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def _parser(name: str, command: Callable[..., Any]) -> ArgumentParser:
     text = inspect.getdoc(command)
-    return ArgumentParser(prog=f"ppl-vae {name}", description=text, exit_on_error=False, allow_abbrev=False)
+    options: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+    # jsonargparse would take the word --print_config for itself, and does not know what is filled in.
+    return ArgumentParser(prog=f"ppl-vae {name}", description=text, print_config=None, **options)
 
 
 def _parse(parser: ArgumentParser, words: list[str], config: dict[str, Any]) -> Namespace:

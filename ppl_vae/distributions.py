@@ -41,8 +41,10 @@ def _import_zuko() -> Any:
         setattr(Distribution, name, value)
     for cls in vars(zuko.distributions).values():
         ours = inspect.isclass(cls) and cls.__module__ == zuko.distributions.__name__
-        if ours and cls.arg_constraints is before["arg_constraints"]:
-            cls.arg_constraints = {}
+        if ours:
+            cls._validate_args = False
+            if cls.arg_constraints is before["arg_constraints"]:
+                cls.arg_constraints = {}
     return zuko
 
 
@@ -69,12 +71,15 @@ class _Flow(_AsPyro):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         value, log_prob = self.rsample_and_log_prob(Size(sample_shape))  # type: ignore[attr-defined]
-        self._drawn = value, log_prob
+        self._drawn = value, log_prob, torch.is_grad_enabled()
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
-        drawn, log_prob = self.__dict__.get("_drawn", (None, None))
-        return log_prob if drawn is value else super().log_prob(value)  # type: ignore[misc]
+        drawn, log_prob, differentiable = self.__dict__.get("_drawn", (None, None, False))
+        # A density kept from a draw without gradients would hide the flow's parameters from a loss.
+        if drawn is value and (differentiable or not torch.is_grad_enabled()):
+            return log_prob
+        return super().log_prob(value)  # type: ignore[misc]
 
 
 @functools.cache
@@ -125,6 +130,10 @@ def as_pyro(distribution: Any) -> Any:
             f"got {type(distribution).__module__}.{type(distribution).__qualname__}{way_out}"
         )
     cls = _pyro_class(type(distribution))  # type: ignore[arg-type]
+    if "__init__" in vars(cls):
+        # Pyro's Uniform and Poisson remember more than torch's, so they are made again from their arguments.
+        arguments = {name: getattr(distribution, name) for name in distribution.arg_constraints}
+        return cls(**arguments, validate_args=vars(distribution).get("_validate_args"))
     new: Any = object.__new__(cls)
     new.__dict__.update(vars(distribution))
     for name in _INNER:
@@ -152,7 +161,8 @@ def transport(z: Tensor, source: Any, target: Any) -> Tensor:
     """
     if hasattr(source, "transform") and hasattr(target, "transform") and not hasattr(source, "transforms"):
         return target.transform.inv(source.transform(z))
-    ends = getattr(source, "base_dist", source), getattr(target, "base_dist", target)
+    # Independent alone is looked into: a log-normal has a normal base_dist as well, in other coordinates.
+    ends = [d.base_dist if isinstance(d, torch.distributions.Independent) else d for d in (source, target)]
     if all(isinstance(d, torch.distributions.Normal) for d in ends):
         return ends[1].loc + ends[1].scale * (z - ends[0].loc) / ends[0].scale
     raise NoClosedFormError(

@@ -7,6 +7,7 @@ catches the built-in keeps working, and ``except PplVaeError`` catches only what
 from __future__ import annotations
 
 __all__ = [
+    "CaptureError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -54,6 +55,10 @@ class NoClosedFormError(PplVaeError, TypeError):
 
 class NonFiniteError(PplVaeError, ValueError):
     """A loss or gradient that is NaN or infinite; raised before the update, parameters untouched."""
+
+
+class CaptureError(PplVaeError, ValueError):
+    """A recorded graph that no longer is the program it was recorded from."""
 
 
 class CheckpointError(PplVaeError, ValueError):

@@ -45,6 +45,21 @@ _count = itertools.count()
 _named: WeakValueDictionary[str, VAE] = WeakValueDictionary()
 # How many numbers of a decoded batch are held at a time while log-weights are computed: 16 MB in float32.
 _CHUNK = 2**22
+_NO_PRIOR = (
+    "an autoencoder (prior=None) has no p(z), so it neither samples nor has a likelihood: build vae(...) or cvae(...), "
+    "or give this one a prior"
+)
+
+
+class _NoPrior(dist.ImproperUniform):
+    """What stands at an autoencoder's z: every z weighs the same, and none can be drawn."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        raise NoDensityError(_NO_PRIOR)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # Pyro's own zeros stay on the CPU.
+        return value.new_zeros(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
 
 
 class VAE(nn.Module):
@@ -89,6 +104,13 @@ class VAE(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        for kind, part in [("prior", prior), ("likelihood", likelihood), ("encoder", encoder)]:
+            # Pyro's distributions can be called, and draw.
+            if isinstance(part, torch.distributions.Distribution):
+                raise PartError(
+                    f"{kind}: expected something that returns a distribution, got the {type(part).__name__} itself: "
+                    "pass a function that returns it, or priors.Fixed(...)"
+                )
         for kind, part in [("likelihood", likelihood), ("encoder", encoder)]:
             if not callable(part):
                 raise PartError(f"{kind}: expected something that returns a distribution, got {type(part).__name__}")
@@ -125,10 +147,16 @@ class VAE(nn.Module):
 
     @beta.setter
     def beta(self, beta: float) -> None:
-        if not 0 <= beta < math.inf:
+        if not 0 <= beta <= torch.finfo(self._beta.dtype).max:
             raise ConfigError(f"expected 0 ≤ β < ∞, got {beta}")
         self._beta.fill_(beta)
-        self._kl_is_off = beta == 0
+        # Asked of the buffer, in which a tiny β can be zero.
+        self._kl_is_off = self.beta == 0
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What of the programs is decided in Python: a recorded graph of them holds while this is the same."""
+        return self._kl_is_off, id(self.prior), id(self.likelihood), id(self.encoder), id(self.condition)
 
     # The two programs
 
@@ -150,6 +178,9 @@ class VAE(nn.Module):
             with self._kl_weight():
                 z = pyro.sample("z", self._prior(c))
             p = as_pyro(self.likelihood(z, c))
+            # Without this, an x that lacks its batch dimension would broadcast, and be counted once a row.
+            if x is not None and x.shape[1:] != p.event_shape:
+                raise ShapeError(f"x: expected (N, {', '.join(map(str, p.event_shape))}), got {tuple(x.shape)}")
             if mask is None:
                 return pyro.sample("x", p, obs=x)
             return pyro.sample("x", _only_seen(p, mask), obs=_seen(x, mask))
@@ -179,6 +210,8 @@ class VAE(nn.Module):
             return c, 1 if c is None else len(c)
         if x.dim() == 0:
             raise ShapeError("x: expected (N, *x_shape), got a number")
+        if not len(x):
+            raise DataError("expected at least one row of data, got none")
         if c is not None and len(c) != len(x):
             if len(c) != 1:
                 raise LabelError(f"expected one y a row of x, got {len(c)} for {len(x)} rows")
@@ -189,6 +222,8 @@ class VAE(nn.Module):
     def _plate(size: int, total: float | None) -> AbstractContextManager[Any]:
         stack = ExitStack()
         if total is not None:
+            if not 0 < total < math.inf:
+                raise ConfigError(f"expected total > 0, the size of the data set, got {total}")
             # A plate of that size with subsample_size would draw random indices that nobody uses.
             stack.enter_context(poutine.scale(scale=total / size))
         stack.enter_context(pyro.plate("data", size))
@@ -199,13 +234,17 @@ class VAE(nn.Module):
 
     def _prior(self, c: Tensor | None) -> Any:
         if self.prior is None:
-            return dist.ImproperUniform(dist.constraints.real_vector, (), (self.encoder.features,))  # type: ignore
+            return _NoPrior(dist.constraints.real_vector, (), (self.encoder.features,))  # type: ignore
         return as_pyro(self.prior(c))
 
     def _register(self) -> None:
         """Make the parameters known to Pyro, as ``pyro.module`` would, but never as another model's."""
+        store = pyro.get_param_store()
         for key, parameter in self.named_parameters():
-            if parameter.requires_grad and pyro.param(f"{self.name}$$${key}", parameter) is not parameter:
+            site = f"{self.name}$$${key}"
+            if not parameter.requires_grad:
+                continue
+            if site in store and store[site] is not parameter:
                 if not self._auto_name:
                     raise ConfigError(
                         f"the param store holds other parameters under the name {self.name!r}: clear it with "
@@ -213,6 +252,11 @@ class VAE(nn.Module):
                     )
                 self.name = self._fresh_name()
                 return self._register()
+            if pyro.param(site, parameter) is not parameter:
+                raise PartError(
+                    f"{site}: expected the parameter itself, got another value from an effect handler such as "
+                    "poutine.lift, which the parts, being nn.Modules, would never see"
+                )
 
     def unregister(self) -> None:
         """Take this model's parameters out of Pyro's param store, which otherwise keeps them alive."""
@@ -227,9 +271,10 @@ class VAE(nn.Module):
         return None if x is None else torch.as_tensor(x).to(self._beta)
 
     @staticmethod
-    def _mask(x: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    def _mask(x: Tensor | None, mask: Any) -> Tensor | None:
         if mask is None:
             return None
+        mask = torch.as_tensor(mask)
         if x is None or mask.dtype != torch.bool or mask.shape != x.shape:
             expected = "an x to go with it" if x is None else f"bool {tuple(x.shape)}"
             raise ShapeError(f"mask: expected {expected}, got {mask.dtype} {tuple(mask.shape)}")
@@ -291,10 +336,7 @@ class VAE(nn.Module):
             NoDensityError: if the model has no prior.
         """
         if self.prior is None:
-            raise NoDensityError(
-                "an autoencoder (prior=None) has no p(z), so it neither samples nor has a likelihood: build vae(...) "
-                "or cvae(...), or give this one a prior"
-            )
+            raise NoDensityError(_NO_PRIOR)
         c = self._context(y)
         p = as_pyro(self.prior(c))
         batch = torch.Size() if c is None else c.shape[:-1]
@@ -440,6 +482,6 @@ def _seen(x: Tensor, mask: Tensor) -> Tensor:
 
 def _only_seen(p: Any, mask: Tensor) -> Any:
     """P with unseen pixels masked before their dimensions are declared event; ``poutine.mask`` acts on batch ones."""
-    if not isinstance(p, dist.Independent) or p.base_dist.event_shape:
+    if not isinstance(p, torch.distributions.Independent) or p.base_dist.event_shape:
         raise PartError(f"mask: expected a likelihood with independent pixels (.to_event), got {type(p).__name__}")
-    return p.base_dist.mask(mask).to_event(p.reinterpreted_batch_ndims)
+    return as_pyro(p.base_dist).mask(mask).to_event(p.reinterpreted_batch_ndims)

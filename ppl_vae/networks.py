@@ -71,6 +71,8 @@ class Network(nn.Module):
         network: Body | None = None,
     ) -> None:
         super().__init__()
+        if context:
+            check_positive(context=context)
         self.in_shape, self.out_shape, self.context = tuple(in_shape), tuple(out_shape), context
         if isinstance(network, nn.Module):
             self.body = network
@@ -93,7 +95,7 @@ class Network(nn.Module):
         tensor = next((p for p in self.body.parameters() if not nn.parameter.is_lazy(p)), torch.empty(0))
         try:
             out = self.body(tensor.new_zeros(2, self.joined))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ShapeError(
                 f"network: expected a module that takes (N, {self.joined}), the input {self.in_shape} flattened and "
                 f"joined with {self.context} context features; it failed with: {error}"
@@ -122,7 +124,9 @@ class Network(nn.Module):
             h = h if c is None else join(h, c)
         batch = h.shape[:-1]  # type: ignore[union-attr]
         # One batch dimension for the body, whatever stands in front: users' convolutions take no more.
-        return self.body(h.reshape(-1, self.joined)).reshape(*batch, *self.out_shape)  # type: ignore[union-attr]
+        raw = self.body(h.reshape(-1, self.joined))  # type: ignore[union-attr]
+        # Under mixed precision the products are in bfloat16, and densities are not to be.
+        return raw.to(h.dtype).reshape(*batch, *self.out_shape)  # type: ignore[union-attr]
 
 
 class MLP(nn.Sequential):
@@ -238,7 +242,7 @@ class OneHot(Part):
 
     def observe(self, y: Tensor) -> None:
         """Remember that these labels were trained on; others asked for later give a warning."""
-        self.seen[y.unique()] = True
+        self.seen[y.unique().long().to(self.seen.device)] = True
 
     def check(self, y: Any) -> None:
         """Raise a LabelError unless every label is a whole number in 0 … classes − 1; warn of one never trained on."""

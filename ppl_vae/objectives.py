@@ -14,13 +14,14 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+import pyro.distributions as dist
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Bernoulli, Binomial, Distribution, Independent, Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from .errors import ConfigError, NoClosedFormError
+from .errors import ConfigError, NoClosedFormError, ShapeError
 from .model import VAE
 
 __all__ = [
@@ -105,6 +106,17 @@ def _diagonal(d: Any, what: str) -> tuple[Tensor, Tensor]:
     )
 
 
+def _decode(vae: VAE, z: Tensor, y: Any, x: Tensor) -> Any:
+    """The likelihood p(x | z, y), once it is one over all of x: pixels that are no event would pass for rows."""
+    p = vae.decode(z, y)
+    if x.shape[1:] != p.event_shape:
+        raise ShapeError(
+            f"x: expected (N, {', '.join(map(str, p.event_shape))}), as the likelihood's event shape, got "
+            f"{tuple(x.shape)}: a likelihood ends in .to_event(number of x's dimensions)"
+        )
+    return p
+
+
 def analytic_elbo(vae: VAE, x: Any, y: Any = None, *, beta: float = 1.0) -> Tensor:
     r"""Return the ELBO per datum by hand: one reparameterised z, the KL in closed form.
 
@@ -126,12 +138,16 @@ def analytic_elbo(vae: VAE, x: Any, y: Any = None, *, beta: float = 1.0) -> Tens
     """
     x, q = torch.as_tensor(x).to(vae._beta), vae.encode(x, y)
     if vae.prior is None:
-        return log_likelihood(vae.decode(q.mean, y), x)
+        if not isinstance(q, dist.Delta):
+            raise NoClosedFormError(
+                f"expected a point encoder (Delta) beside prior=None, got {type(q).__name__}: give the model a prior"
+            )
+        return log_likelihood(_decode(vae, q.mean, y, x), x)
     loc, scale = _diagonal(q, "the encoder's q(z|x,y)")
     loc_p, scale_p = _diagonal(vae.prior_given(y), "the prior p(z|y)")
     # torch.normal and not randn_like: it is what rsample draws with, so the same seed gives the same noise.
     z = loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(loc))
-    return log_likelihood(vae.decode(z, y), x) - beta * kl_gaussian(loc, scale, loc_p, scale_p)
+    return log_likelihood(_decode(vae, z, y, x), x) - beta * kl_gaussian(loc, scale, loc_p, scale_p)
 
 
 def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1) -> tuple[Tensor, Tensor]:
@@ -144,7 +160,7 @@ def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1) -> tuple[Tenso
     """
     x, q = torch.as_tensor(x).to(vae._beta), vae.encode(x, y)
     z = q.rsample((samples,)) if q.has_rsample else q.sample((samples,))
-    reconstruction = -vae.decode(z, y).log_prob(x).mean(0)
+    reconstruction = -_decode(vae, z, y, x).log_prob(x).mean(0)
     if vae.prior is None:
         return reconstruction, torch.zeros_like(reconstruction)
     p = vae.prior_given(y)
@@ -166,7 +182,7 @@ class Analytic(TraceMeanField_ELBO):
         kwargs: as ``TraceMeanField_ELBO``.
 
     Raises:
-        NoClosedFormError: in the first step that meets such a pair.
+        NoClosedFormError: in a step that meets such a pair.
 
     Example:
         >>> vae = pv.vae((4,), 2, likelihood="Gaussian")
@@ -179,7 +195,6 @@ class Analytic(TraceMeanField_ELBO):
         if fallback not in (None, "sample"):
             raise ConfigError(f"fallback: expected None or 'sample', got {fallback!r}")
         self.fallback = fallback
-        self._known: set[tuple[type, ...]] = set()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
@@ -190,17 +205,15 @@ class Analytic(TraceMeanField_ELBO):
         return model_trace, guide_trace
 
     def _require_closed_form(self, name: str, q: Any, p: Any) -> None:
-        pair = type(q), type(getattr(q, "base_dist", q)), type(p), type(getattr(p, "base_dist", p))
-        if pair in self._known:
-            return
+        # Asked every step: whether there is a closed form can depend on more than the types (on transforms, say).
         try:
             kl_divergence(q, p)
         except NotImplementedError as error:
+            names = (type(getattr(d, "base_dist", d)).__name__ for d in (q, p))
             raise NoClosedFormError(
-                f"site {name!r}: KL({pair[1].__name__} ‖ {pair[3].__name__}) has no closed form: use Trace_ELBO(), or "
+                f"site {name!r}: KL({' ‖ '.join(names)}) has no closed form: use Trace_ELBO(), or "
                 "Analytic(fallback='sample') to sample it"
             ) from error
-        self._known.add(pair)
 
 
 def warmup(epochs: int, beta: float = 1.0) -> Callable[[int], float]:

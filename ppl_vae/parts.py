@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .data import check_finite
 from .errors import ConfigError, PartError, ShapeError
 
 __all__ = ["Part", "Unconditional", "check_context", "check_positive"]
@@ -74,10 +75,14 @@ class Unconditional(Part):
         """The shape of one x, where the wrapped part says it."""
         return getattr(self.part, "x_shape", None)
 
+    @property
+    def density(self) -> bool:
+        """Whether the wrapped likelihood is a density; grey pixels under a Bernoulli are none."""
+        return getattr(self.part, "density", True)
+
     def check(self, x: Tensor) -> None:
-        """Hand data to the wrapped likelihood's ``check``, where it has one."""
-        if (check := getattr(self.part, "check", None)) is not None:
-            check(x)
+        """Hand data to the wrapped likelihood's ``check``; without one, refuse NaN and infinity."""
+        getattr(self.part, "check", check_finite)(x)
 
     def forward(self, *inputs: Any) -> Any:
         """Call the part with everything but the context, which comes last."""

@@ -56,6 +56,14 @@ CONDITIONS: dict[str, type] = {"OneHot": networks.OneHot}
 NETWORKS: dict[str, type] = {"MLP": networks.MLP, "Conv": networks.Conv}
 OBJECTIVES: dict[str, Callable[..., Any]] = {"trace": objectives.Trace_ELBO, "analytic": objectives.Analytic}
 
+# What zuko's flows hand the options on to that they do not know themselves.
+_HANDED_ON: dict[type, tuple[Callable[..., Any], ...]] = {
+    zuko.flows.MAF: (zuko.flows.MaskedAutoregressiveTransform, zuko.nn.MaskedMLP),
+    zuko.flows.NICE: (zuko.flows.GeneralCouplingTransform, zuko.nn.MLP),
+    zuko.flows.GMM: (zuko.nn.MLP,),
+    zuko.flows.CNF: (zuko.flows.FFJTransform, zuko.nn.MLP),
+}
+
 TABLES = {"prior": PRIORS, "likelihood": LIKELIHOODS, "encoder": ENCODERS, "condition": CONDITIONS}
 
 Spec = str | Mapping[str, Any] | Callable[..., Any]
@@ -63,8 +71,9 @@ Spec = str | Mapping[str, Any] | Callable[..., Any]
 
 def nearest(name: object, known: Sequence[str], what: str) -> str:
     """Return a sentence for an error: what was expected, what came, and the nearest known name."""
-    close = difflib.get_close_matches(str(name), known, 1, 0.4)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(name).lower(), list(lower), 1, 0.4)
+    hint = f"; did you mean {lower[close[0]]!r}?" if close else ""
     return f"{what}: expected one of {', '.join(sorted(known))}, got {name!r}{hint}"
 
 
@@ -189,12 +198,20 @@ def complete(kind: str, spec: str | Mapping[str, Any], **shared: Any) -> dict[st
     """
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     cls = lookup(TABLES[kind], given.get("name"), f"{kind} name")
-    parameters = inspect.signature(cls).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    parameters = _options(cls)
     for option in given:
-        if option != "name" and option not in parameters and not open_ended:
-            raise ConfigError(nearest(option, list(parameters), f"{kind} {given['name']}"))
+        if option != "name" and option not in parameters and cls is not priors.Fixed:
+            raise ConfigError(nearest(option, parameters, f"{kind} {given['name']}"))
     return {"name": given["name"]} | {k: v for k, v in shared.items() if k in parameters} | given
+
+
+def _options(cls: type) -> list[str]:
+    """The names of what a class takes, and for a zuko flow also of what it hands on."""
+    takers: list[Callable[..., Any]] = [cls, *(taker for c in cls.__mro__ for taker in _HANDED_ON.get(c, ()))]
+    takers += [c for c in cls.__mro__[1:] if c in _HANDED_ON]
+    signatures = [inspect.signature(taker).parameters.values() for taker in takers]
+    kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return list(dict.fromkeys(p.name for parameters in signatures for p in parameters if p.kind not in kinds))
 
 
 def make(kind: str, config: Mapping[str, Any], conditional: bool = False) -> Any:
@@ -208,6 +225,8 @@ def make(kind: str, config: Mapping[str, Any], conditional: bool = False) -> Any
     options = dict(config)
     name = options.pop("name", None)
     if name == "Unconditional":
+        if list(options) != ["part"]:
+            raise ConfigError(f"{kind} Unconditional: expected one option, part, got {list(options)}")
         return Unconditional(make(kind, options["part"]))
     cls = lookup(TABLES[kind], name, f"{kind} name")
     positional = options.pop("args", [])

@@ -1,34 +1,36 @@
 r"""Training: ``fit``, the only training loop, on ``pyro.infer.SVI``.
 
 .. math:: \min_{\theta, \phi}\ -\frac{1}{B} \sum_{i \in \text{batch}} \mathrm{ELBO}(x_i, y_i),
-    \qquad B = \text{batch\_size}
+    \qquad B = \min(\text{batch\_size}, N)
 
 in nats per datum. The factor 1/B is the same on the last, partial batch, so every datum weighs the same in an epoch.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
+from pyro.optim import PyroOptim
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import checkpoint as records
 from .batches import Batches
-from .errors import CheckpointError, ConfigError, PartError
+from .capture import Backend, CapturedSVI, Watch, cuda_devices
+from .errors import ConfigError, NonFiniteError, PartError
 from .model import VAE
 from .objectives import Trace_ELBO, elbo_terms
 from .parts import check_positive
-from .steps import GuardedSVI, Together, cuda_devices
+from .state import restore, set_weights, store, weights
 
 __all__ = ["History", "fit"]
 
@@ -68,6 +70,8 @@ def fit(
     objective: ELBO | None = None,
     beta: Schedule | None = None,
     patience: int | None = None,
+    capture: Backend = "auto",
+    precision: Literal["32", "bf16-mixed"] = "32",
     device: str | torch.device = "auto",
     seed: int | None = 0,
     checkpoint: str | Path | None = None,
@@ -86,14 +90,18 @@ def fit(
             used if the model has a condition; or a ``DataLoader``, which then sets the batches.
         valid: likewise; its −ELBO is measured after every epoch, with the same noise every time.
         epochs: how many, in all: a resumed run counts those it had.
-        batch_size: rows a step.
-        lr: the learning rate, or a function of the epoch (from 1).
+        batch_size: rows a step; all rows where there are fewer.
+        lr: the learning rate, or a function of the epoch (from 1) that is positive in the first.
         optim: a class of ``torch.optim``, called with all parameters and ``lr=``.
         clip: the largest norm of the whole gradient, if any.
         objective: a Pyro ELBO; ``Trace_ELBO()`` by default.
         beta: the weight of the KL, or a function of the epoch such as ``objectives.warmup(20)``; None leaves the
             model's own. The model keeps the last one.
         patience: stop after so many epochs without a better −ELBO on ``valid``, and return the best model.
+        capture: "off" for stock Pyro steps; "auto" records the programs as a graph where that pays and replays it, with
+            the same numbers; or a backend of :class:`~ppl_vae.capture.CapturedSVI`. ``history.info["capture"]`` says
+            what it came to.
+        precision: "32", or "bf16-mixed" for matrix products in bfloat16.
         device: "auto" is CUDA where there is one, else the CPU.
         seed: of every random number in training, whatever the caller's generators, which are left as they were; None
             uses those.
@@ -105,8 +113,9 @@ def fit(
     Raises:
         DataError, ShapeError, LabelError: before the first step, for data the model cannot take.
         ConfigError: for settings that make no sense.
-        NonFiniteError: when a loss or gradient is not finite, before it reaches the parameters.
+        NonFiniteError: when a loss or gradient is not finite, before it reaches the parameters; or −ELBO on ``valid``.
         CheckpointError: for a state that is damaged or belongs to another run.
+        CaptureError: if a recorded graph and the program come to disagree.
 
     Example:
         >>> data = pv.data.load("digits").head(64)
@@ -117,8 +126,12 @@ def fit(
     """
     check_positive(epochs=epochs, batch_size=batch_size)
     lr_at, beta_at = _schedule("lr", lr), None if beta is None else _schedule("beta", beta)
-    if not lr_at(1) > 0 or not lr_at(1) < math.inf:
+    if not lr_at(1) > 0:
         raise ConfigError(f"expected lr > 0, got {lr_at(1)}")
+    if isinstance(optim, PyroOptim | torch.optim.Optimizer) or not callable(optim):
+        raise PartError(
+            f"optim: expected a class such as torch.optim.Adam, got {type(optim).__name__}: pass lr= beside"
+        )
     if clip is not None and not clip > 0:
         raise ConfigError(f"expected clip > 0, got {clip}")
     if patience is not None:
@@ -127,16 +140,19 @@ def fit(
             raise ConfigError("patience needs validation data: pass valid=")
     if objective is not None and not isinstance(objective, ELBO):
         raise PartError(f"objective: expected a Pyro ELBO such as Trace_ELBO(), got {type(objective).__name__}")
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    device = _device(device)
     vae.to(device)
-    batches = Batches(vae, train, batch_size, device)
-    validation = None if valid is None else Batches(vae, valid, batch_size, device)
+    # A DataLoader spends random numbers when it is opened, and they are neither the caller's nor training's.
+    with torch.random.fork_rng(cuda_devices(device)):
+        _seed(seed, device)
+        batches = Batches(vae, train, batch_size, device, observe=True)
+        validation = None if valid is None else Batches(vae, valid, batch_size, device)
 
     objective = Trace_ELBO() if objective is None else objective
     checkpoint = resume if checkpoint is None else checkpoint
     history = History(
         info={
-            "rows": len(batches),
+            "rows": batches.rows,
             "binarize": batches.binarize,
             "batch_size": batches.batch_size,
             "seed": seed,
@@ -147,63 +163,105 @@ def fit(
             "device": str(device),
         }
     )
-    steps = GuardedSVI(vae.model, vae.guide, Together(optim, lr_at(1), clip), objective)
+    steps = CapturedSVI(
+        vae.model,
+        vae.guide,
+        _together(optim, lr_at(1), device),
+        objective,
+        capture,
+        steps=epochs * batches.steps,
+        clip=clip,
+        weight=1 / batches.batch_size,
+        precision=precision,
+        batch=batches.draw,
+        watch=Terms,
+        check_every=max(batches.steps, 500),
+    )
     best: tuple[float, dict[str, Tensor]] | None = None
 
     with _generators(seed, device), _quiet():
         try:
-            with torch.random.fork_rng(cuda_devices(device)):
-                steps.prepare(*batches.first(), total=1.0)
+            for inputs in batches.shapes():
+                vae.train()
+                steps.meet(*inputs)
             if resume is not None:
-                best = _restore(resume, vae, steps, history)
+                best = restore(resume, vae, steps, history)
             bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress, dynamic_ncols=True)
             with bar:
                 for epoch in range(len(history) + 1, epochs + 1):
+                    if patience is not None and _epochs_since_best(history) >= patience:
+                        break
                     if beta_at is not None:
                         vae.beta = beta_at(epoch)
-                    steps.optim.set_lr(lr_at(epoch))
-                    row = {
-                        "epoch": epoch,
-                        **_epoch(vae, steps, batches),
-                        "beta": vae.beta,
-                        "lr": lr_at(epoch),
-                    }
+                    steps.optim.set_lr(rate := lr_at(epoch))
+                    row = {"epoch": epoch, **_epoch(vae, steps, batches), "beta": vae.beta, "lr": rate}
                     if validation is not None:
                         row |= _validate(vae, validation, seed)
                     history.append(row)
                     if patience is not None and (best is None or row["valid_neg_elbo"] < best[0]):
-                        best = row["valid_neg_elbo"], {k: v.clone() for k, v in vae.state_dict().items()}
+                        best = row["valid_neg_elbo"], {k: v.clone() for k, v in weights(vae, steps).items()}
                     if checkpoint is not None:
-                        _store(checkpoint, vae, steps, history, best)
+                        store(checkpoint, vae, steps, history, best)
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
                     bar.set_postfix_str(f"−ELBO {shown:.2f} nats, {row['rate']:,.0f} rows/s")
                     bar.update()
                     with torch.random.fork_rng(cuda_devices(device)):
                         stop = any([callback(vae, history) is True for callback in callbacks])
-                    if stop or (patience is not None and epoch - _best_epoch(history) >= patience):
+                    if stop:
                         break
+            if patience is not None and best is not None:
+                set_weights(vae, steps, best[1], "the best model")
         finally:
             vae.unregister()
             vae.eval()
-    if best is not None:
-        vae.load_state_dict(best[1])
+            history.info["capture"] = steps.backend
     return history
 
 
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: expected auto, cpu or one that is here, got {str(device)!r}: {error}") from error
+    return device
+
+
 def _schedule(name: str, value: Schedule) -> Callable[[int], float]:
-    if callable(value):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if not callable(value) and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ConfigError(f"{name}: expected a number or a function of the epoch, got {value!r}")
-    return lambda epoch: float(value)
+
+    def at(epoch: int) -> float:
+        now = float(value(epoch) if callable(value) else value)
+        if not 0 <= now < math.inf:
+            raise ConfigError(f"expected 0 ≤ {name} < ∞, got {now} in epoch {epoch}")
+        return now
+
+    at(1)
+    return at
 
 
-def _best_epoch(history: History) -> int:
-    return min(history, key=lambda row: row["valid_neg_elbo"])["epoch"]
+def _epochs_since_best(history: History) -> int:
+    measured = [row["valid_neg_elbo"] for row in history if "valid_neg_elbo" in row]
+    return len(measured) - 1 - measured.index(min(measured)) if measured else 0
 
 
-class Terms(Messenger):
-    """Adds up −log p of the site x and log q − log p of the site z, at β = 1, as they pass, over an epoch."""
+def _together(optim: Callable[..., torch.optim.Optimizer], lr: float, device: torch.device) -> Any:
+    """The optimiser, fused where it can be; on CUDA so that a graph may hold its step, with a rate that can change."""
+    options: dict[str, Any] = {"lr": lr}
+    try:
+        accepted = inspect.signature(optim).parameters
+    except (TypeError, ValueError):
+        accepted = inspect.signature(lambda **kwargs: None).parameters
+    if "fused" in accepted:
+        options["fused"] = True
+    if "capturable" in accepted and device.type == "cuda":
+        options |= {"capturable": True, "lr": torch.tensor(lr, device=device)}
+    return functools.partial(optim, **options)
+
+
+class Terms(Watch):
+    """Sees −log p of the site x and log q − log p of the site z, at β = 1, as they pass in one step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,12 +270,12 @@ class Terms(Messenger):
         self.passes = 0
         self._of_guide = True
 
-    @torch.no_grad()
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] not in ("x", "z"):
             return
-        # (*, N): vectorised particles stand in front of the batch, and what counts is their mean.
-        log_prob = msg["fn"].log_prob(msg["value"]).sum(-1).mean()
+        # (*, N): vectorised particles stand in front of the batch, and what counts is their mean. Not under no_grad: a
+        # transform that remembers its last inverse would then hand the loss one without a gradient.
+        log_prob = msg["fn"].log_prob(msg["value"]).sum(-1).mean().detach()
         if msg["name"] == "x":
             self.reconstruction = self.reconstruction - log_prob
             self.passes += 1
@@ -226,19 +284,25 @@ class Terms(Messenger):
             self.kl = self.kl + (log_prob if self._of_guide else -log_prob)
             self._of_guide = not self._of_guide
 
+    def values(self) -> dict[str, Tensor]:
+        """Return both, summed over the batch and averaged over particles."""
+        if not self.passes:
+            return {}
+        return {"reconstruction": self.reconstruction / self.passes, "kl": self.kl / self.passes}  # type: ignore
 
-def _epoch(vae: VAE, steps: GuardedSVI, batches: Batches) -> dict[str, float]:
+
+def _epoch(vae: VAE, steps: CapturedSVI, batches: Batches) -> dict[str, float]:
     """Run one epoch; return its means per datum."""
     vae.train()
-    started, rows, count, loss = time.perf_counter(), 0, 0, 0.0
-    with Terms() as terms:
-        for x, y in batches.shuffled():
-            loss += steps.step(x, y, total=len(x) / batches.batch_size)
-            rows, count = rows + len(x), count + 1
+    started, rows = time.perf_counter(), 0
+    for inputs in batches.shuffled():
+        steps.step(*inputs)
+        rows += len(inputs[0])
+    sums = steps.read()
     seconds = time.perf_counter() - started
-    per_datum = count / max(1, terms.passes) / rows
-    reconstruction, kl = float(terms.reconstruction) * per_datum, float(terms.kl) * per_datum
-    row = {"loss": loss * batches.batch_size / rows, "neg_elbo": reconstruction + kl}
+    vae.eval()
+    reconstruction, kl = (sums.get(name, math.nan) / rows for name in ("reconstruction", "kl"))
+    row = {"loss": sums["loss"] * batches.batch_size / rows, "neg_elbo": reconstruction + kl}
     return row | {"reconstruction": reconstruction, "kl": kl, "seconds": seconds, "rate": rows / seconds}
 
 
@@ -246,13 +310,28 @@ def _validate(vae: VAE, batches: Batches, seed: int | None) -> dict[str, float]:
     """Return the −ELBO per datum at β = 1, from the same random numbers every time and none of training's."""
     vae.eval()
     with torch.random.fork_rng(cuda_devices(batches.device)), torch.no_grad():
-        torch.manual_seed(seed or 0)
-        terms = [torch.stack([t.sum() for t in elbo_terms(vae, x, y)]) for x, y in batches.in_order()]
-    reconstruction, kl = (torch.stack(terms).sum(0) / len(batches)).tolist()
+        _seed(seed or 0, batches.device)
+        terms = torch.cat([torch.stack(elbo_terms(vae, x, y), -1) for x, y in batches.in_order()])
+    reconstruction, kl = terms.double().mean(0).tolist()
+    if not math.isfinite(reconstruction + kl):
+        row = int(terms.isfinite().all(-1).int().argmin())
+        raise NonFiniteError(
+            f"validation: −log p(x|z,y) = {reconstruction:g} and KL = {kl:g}, expected finite; the first row that is "
+            f"not is {row}. Look at the range of valid beside that of train"
+        )
     return {"valid_neg_elbo": reconstruction + kl, "valid_reconstruction": reconstruction, "valid_kl": kl}
 
 
 # Random numbers and surroundings
+
+
+def _seed(seed: int | None, device: torch.device) -> None:
+    """Seed the CPU's generator and the device's; ``torch.manual_seed`` would seed those of idle GPUs too."""
+    if seed is not None:
+        torch.default_generator.manual_seed(seed)
+        for cuda in cuda_devices(device):
+            with torch.cuda.device(cuda):
+                torch.cuda.manual_seed(seed)
 
 
 @contextmanager
@@ -262,7 +341,7 @@ def _generators(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
         return
     with torch.random.fork_rng(cuda_devices(device)):
-        torch.manual_seed(seed)
+        _seed(seed, device)
         yield
 
 
@@ -272,51 +351,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered (NaN|inf)", module="pyro")
         yield
-
-
-# The state of a run
-
-
-def _store(folder: str | Path, vae: VAE, steps: GuardedSVI, history: History, best: Any) -> None:
-    """Write everything the next epoch depends on."""
-    tensors = {f"model.{k}": v for k, v in vae.state_dict().items()}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    for device in cuda_devices(vae._beta.device):
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
-    if best is not None:
-        tensors |= {f"best.{k}": v for k, v in best[1].items()}
-    optimizer: dict[str, dict[str, Any]] = {}
-    for i, state in steps.optim.optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optim.{i}.{key}"] = value
-            else:
-                optimizer.setdefault(str(i), {})[key] = value
-    info = {"history": list(history), "settings": history.info, "steps": steps.steps, "optimizer": optimizer}
-    records.write(folder, "training", tensors, info | {"best": None if best is None else best[0]})
-
-
-def _restore(folder: str | Path, vae: VAE, steps: GuardedSVI, history: History) -> Any:
-    """Take up a stored state; return the best model so far."""
-    tensors, info = records.read(folder, "training")
-    old, new = info.get("settings", {}), history.info
-    other = [f"{k}: {old.get(k)!r} then, {new[k]!r} now" for k in new if old.get(k) != new[k]]
-    if other:
-        raise CheckpointError(f"{folder}: expected to resume the same run, got another {'; '.join(other)}")
-    part: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "rng": {}, "optim": {}}
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition(".")
-        part[kind][name] = tensor
-    records.fill(vae, part["model"], str(folder))
-    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in info["optimizer"].items()}
-    for key, tensor in part["optim"].items():
-        i, _, name = key.partition(".")
-        state.setdefault(int(i), {})[name] = tensor
-    groups = steps.optim.optimizer.state_dict()["param_groups"]
-    steps.optim.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    steps.steps = info["steps"]
-    torch.set_rng_state(part["rng"]["cpu"])
-    for device in cuda_devices(vae._beta.device):
-        torch.cuda.set_rng_state(part["rng"]["cuda"], device)
-    history.extend(info["history"])
-    return None if info["best"] is None else (info["best"], part["best"])

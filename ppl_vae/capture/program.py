@@ -1,0 +1,126 @@
+r"""What a graph of a program would freeze: the modules behind it, their modes and parameters, and its Python numbers.
+
+.. math:: \text{key} = (\text{shapes}, \text{dtypes}, \text{modes}, \text{parameters}, \ldots), \qquad
+    \text{one graph a key}
+
+A recorded graph holds whatever Python decided while it was recorded. Where that can change, it is in the key, and
+another key is another graph; where it cannot be seen cheaply, the comparison with the stock step finds it, and the
+snapshot of Python numbers taken here gives it a name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Program"]
+
+_SCALARS = (bool, int, float, str)
+
+
+class Program:
+    """A model and its guide, and everything of theirs that Python can reach.
+
+    Arguments:
+        functions: the model and the guide: functions, bound methods, modules, partials or handlers around one.
+    """
+
+    def __init__(self, *functions: Any) -> None:
+        self._found = dict(_reachable(functions))
+        roots = [found for found in self._found.values() if isinstance(found, nn.Module)]
+        self.modules = list({id(m): m for root in roots for m in root.modules()}.values())
+
+    def key(self) -> tuple[Any, ...]:
+        """Return what decides the graph: modes, parameters, and the ``structure`` that a module says of itself."""
+        modes = tuple((id(m), m.training, getattr(m, "structure", None)) for m in self.modules)
+        own = tuple(
+            (id(p), p.requires_grad, p.dtype, p.device)
+            for m in self.modules
+            for p in m._parameters.values()
+            if p is not None
+        )
+        # Parameters made by pyro.param live in the store alone.
+        stored = tuple((name, id(p)) for name, p in pyro.get_param_store().get_state()["params"].items())
+        return modes, own, stored
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Every buffer of every module, which a step in training mode may write to."""
+        return [b for m in self.modules for b in m._buffers.values() if b is not None]
+
+    @property
+    def running(self) -> list[Tensor]:
+        """The running statistics of normalisation layers: what a step writes to besides the parameters."""
+        layers = [m for m in self.modules if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+        return [b for m in layers for b in m._buffers.values() if b is not None]
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every Python number and string that the program can reach, by name."""
+        numbers = {name: value for name, value in self._cells() if isinstance(value, _SCALARS)}
+        for module in self.modules:
+            for name, value in vars(module).items():
+                if isinstance(value, _SCALARS) and name != "training":
+                    numbers[f"{type(module).__name__}.{name}"] = value
+        return numbers
+
+    def _cells(self) -> Iterator[tuple[str, Any]]:
+        for found in self._found.values():
+            function = getattr(found, "__func__", found)
+            code = getattr(function, "__code__", None)
+            if code is None:
+                continue
+            for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+                yield name, cell.cell_contents
+            for name in code.co_names:
+                if name in function.__globals__:
+                    yield name, function.__globals__[name]
+
+
+def _reachable(functions: Any) -> Iterator[tuple[int, Any]]:
+    """Walk from functions to the objects they hold: owners of methods, closures, globals, handlers' inner functions."""
+    seen: set[int] = set()
+    queue = list(functions)
+    while queue:
+        found = queue.pop()
+        if (
+            id(found) in seen
+            or isinstance(found, torch.Tensor | type)
+            or not (callable(found) or isinstance(found, nn.Module | list | tuple | dict))
+        ):
+            continue
+        seen.add(id(found))
+        if isinstance(found, dict):
+            queue += found.values()
+            continue
+        if isinstance(found, list | tuple):
+            queue += found
+            continue
+        module = getattr(found, "__module__", None) or ""
+        if module.startswith(("torch", "pyro.")) and not isinstance(found, nn.Module) and not hasattr(found, "fn"):
+            continue
+        yield id(found), found
+        if isinstance(found, functools.partial):
+            queue += [found.func, *found.args, *found.keywords.values()]
+        if isinstance(found, nn.Module):
+            # Parts that are functions, such as a prior, are plain attributes of a module.
+            queue += [v for m in found.modules() for v in vars(m).values() if callable(v)]
+        for name in ("__self__", "__wrapped__", "fn", "model", "guide"):
+            if (inner := getattr(found, name, None)) is not None:
+                queue.append(inner)
+        function = getattr(found, "__func__", found)
+        if (code := getattr(function, "__code__", None)) is not None:
+            queue += [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+            queue += [function.__globals__[n] for n in code.co_names if n in function.__globals__]
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,99 @@
+r"""Recording: one run of a Pyro program becomes a graph of tensor operations, loss and gradients in one.
+
+.. math:: (x, \theta) \mapsto \bigl(\ell(x, \theta),\ \nabla_\theta \ell(x, \theta)\bigr)
+
+Python runs as it always does, effect handlers and all; what is recorded is every tensor operation below autograd,
+backward pass included (``torch.fx.experimental.proxy_tensor.make_fx``). Parameters and buffers are held by reference,
+so a replay sees what an optimiser did to them in place; random numbers are drawn anew by every replay, from the same
+generator in the same order as the program would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["Generators", "record"]
+
+_lock = threading.Lock()
+
+
+def record(
+    loss_of: Callable[..., Tensor], leaves: Sequence[Tensor], batch: Any, watch: Any, inputs: Sequence[Tensor]
+) -> GraphModule:
+    """Record the loss of a program, with its gradient.
+
+    Arguments:
+        loss_of: from the program's arguments to its differentiable loss.
+        leaves: the unconstrained parameters to take gradients of.
+        batch: from the inputs to the program's ``(args, kwargs)``; recorded too.
+        watch: makes a messenger to stand outside the program, with ``values()`` to return beside the loss.
+        inputs: tensors like those of every replay.
+
+    Returns:
+        A module: inputs → (loss, gradients, watched values).
+    """
+
+    def run(*tensors: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        args, kwargs = batch(*tensors)
+        with watch() as watched:
+            loss = loss_of(*args, **kwargs)
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        filled = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients, strict=True)]
+        return loss.detach(), filled, watched.values()
+
+    # Validation looks at values, which a recording must not; it was on in the run before this one.
+    with _lock, pyro.validation_enabled(False), _no_host_reads():
+        graph = make_fx(run)(*inputs)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+@contextlib.contextmanager
+def _no_host_reads() -> Iterator[None]:
+    """While recording, Pyro's ``.item()`` is ``.detach()`` and its look for NaN is none: both would stop the device."""
+    swaps: dict[str, Callable[..., Any]] = {
+        "torch_item": lambda x: x.detach() if isinstance(x, Tensor) else x,
+        "warn_if_nan": lambda value, *args, **kwargs: value,
+    }
+    saved = []
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("pyro.") and module is not None]
+    for module in modules:
+        for name, swap in swaps.items():
+            if name in vars(module):
+                saved.append((module, name, vars(module)[name]))
+                setattr(module, name, swap)
+    try:
+        yield
+    finally:
+        for module, name, original in saved:
+            setattr(module, name, original)
+
+
+class Generators:
+    """The state of the random number generators a step draws from, and of the buffers it writes to."""
+
+    def __init__(self, devices: Sequence[torch.device], buffers: Sequence[Tensor] = ()) -> None:
+        self.devices = devices
+        self.cpu = torch.get_rng_state()
+        self.cuda = [torch.cuda.get_rng_state(device) for device in devices]
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+
+    def restore(self) -> None:
+        """Put everything back to where it was."""
+        torch.set_rng_state(self.cpu)
+        for device, state in zip(self.devices, self.cuda, strict=True):
+            torch.cuda.set_rng_state(state, device)
+        with torch.no_grad():
+            for buffer, value in self.buffers:
+                buffer.copy_(value)

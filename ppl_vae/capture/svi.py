@@ -1,0 +1,452 @@
+r"""``CapturedSVI``: ``pyro.infer.SVI`` at the speed of hand-written code.
+
+.. math:: \theta_{t+1} = \begin{cases}
+    \mathrm{optim}(\theta_t, \nabla \ell(\theta_t)) & \ell, \nabla \ell \text{ finite} \\
+    \theta_t \text{, and an error that says where} & \text{otherwise} \end{cases}
+
+The first step of every shape is a stock one, with validation. The second records the program as a graph
+(:mod:`ppl_vae.capture.recording`), and from there on it is replayed. The first replays and every so many after them are
+compared with the stock loss and gradient at the same random numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, SVI
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import CaptureError, ConfigError, NonFiniteError, PplVaeError
+from .optimiser import Together
+from .program import Program
+from .recording import Generators, record
+from .replay import Replay, StaticStep
+
+__all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Watch", "cuda_devices"]
+
+Backend = Literal["auto", "off", "graph", "inductor", "cudagraph"]
+# How far a replay may be from the stock step, relative to the loss and to the norm of the gradient; inductor reorders
+# sums.
+_RECORDED, _COMPILED = (1e-6, 1e-5), (1e-4, 1e-3)
+_FIRST_CHECKS = 3
+_MOST_SHAPES = 32
+# Recording takes as long as about so many stock steps of a small model.
+_WORTH_RECORDING = 150
+# What "auto" believes of a CPU: seconds a replay takes beside its arithmetic, operations a second, the share of a step
+# that a compiler saves, and the seconds it takes.
+_OVERHEAD, _RATE, _GAIN, _COMPILING = 5e-4, 1e11, 0.15, 40.0
+
+
+class CaptureWarning(UserWarning):
+    """A program that takes stock steps, and why."""
+
+
+class Watch(Messenger):
+    """Stands outside a program and sees its sites pass; its ``values()`` are there beside the loss of every step."""
+
+    def values(self) -> dict[str, Tensor]:
+        """Return what was seen; nothing, unless a subclass looks."""
+        return {}
+
+
+class CapturedSVI(SVI):
+    """``pyro.infer.SVI`` whose steps replay a recorded graph, for any Pyro program of static structure.
+
+    A non-finite loss or gradient raises before it reaches a parameter, whatever the backend.
+
+    Arguments:
+        model, guide: the program; parameters in modules, in ``pyro.param``, or both.
+        optim: a class of ``torch.optim`` or a partial of one, called with the parameters; an instance; or Pyro's.
+        loss: a Pyro ELBO with ``differentiable_loss``, such as ``Trace_ELBO()`` or ``TraceMeanField_ELBO()``.
+        backend: "off" for stock steps; "graph" for the recorded graph, no compiler; "inductor", which compiles it (on a
+            CPU with a C++ compiler); "cudagraph", the whole step on the device, optimiser included, its loss read late;
+            "auto" takes "cudagraph" on a CUDA device, and elsewhere "graph", then "inductor" if ``steps`` says that the
+            run is long enough to repay a compiler. ``backend`` says what it came to.
+        steps: how many there will be, as far as one knows; for "auto".
+        clip: the largest norm of the whole gradient, if any.
+        weight: a constant that multiplies loss and gradient from outside, so that it means the same under every loss.
+        precision: "32", or "bf16-mixed" for matrix products in bfloat16 and everything else in single precision.
+        batch: from a step's arguments to the program's, ``(args, kwargs)``: gathering rows, drawing binary pixels. It
+            is recorded with the rest. By default they are the same.
+        watch: makes a :class:`Watch` for every step.
+        check_every: compare with the stock step once in so many steps.
+
+    Raises:
+        CaptureError: from a step, when a replay and the stock step disagree; it names what may have been frozen.
+        NonFiniteError: from a step, naming it and the site; the parameters are bit for bit what they were.
+
+    Example:
+        >>> vae = pv.vae((4,), 2, likelihood="Gaussian")
+        >>> svi = CapturedSVI(vae.model, vae.guide, torch.optim.Adam, pv.objectives.Trace_ELBO(), backend="graph")
+        >>> x = 3 * torch.randn(64, 4)
+        >>> losses = [svi.step(x) for _ in range(200)]
+        >>> sum(losses[-20:]) < sum(losses[:20])
+        True
+    """
+
+    optim: Together
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: Any,
+        loss: ELBO,
+        backend: Backend = "auto",
+        *,
+        steps: int | None = None,
+        clip: float | None = None,
+        weight: float = 1.0,
+        precision: Literal["32", "bf16-mixed"] = "32",
+        batch: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
+        watch: Callable[[], Watch] = Watch,
+        check_every: int = 1000,
+    ) -> None:
+        if backend not in ("auto", "off", "graph", "inductor", "cudagraph"):
+            raise ConfigError(f"backend: expected 'auto', 'off', 'graph', 'inductor' or 'cudagraph', got {backend!r}")
+        super().__init__(model, guide, Together(optim, clip), loss)
+        if precision not in ("32", "bf16-mixed"):
+            raise ConfigError(f"precision: expected '32' or 'bf16-mixed', got {precision!r}")
+        self.elbo, self.check_every, self.weight, self.precision = loss, check_every, weight, precision
+        self.backend: str = backend
+        self._choose, self.planned = backend == "auto", steps
+        self.batch = batch or (lambda *args, **kwargs: (args, kwargs))
+        self.watch = watch
+        self.steps = 0
+        self.watched: dict[str, Tensor] = {}
+        self._program = Program(model, guide)
+        self._met: dict[Any, dict[str, Tensor]] = {}
+        self._graphs: dict[Any, Replay | None] = {}
+        self._warned = False
+        self._flag = torch.zeros(())
+        self._sums: dict[str, Tensor] = {}
+        self._late: dict[int, Any] = {}
+        self._read_at = 0
+
+    # One step
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take one step; return the loss, a number, or under "cudagraph" a tensor that nobody has waited for."""
+        self.steps += 1
+        before = self._generators()
+        replay, tensors, key = self._replay(args, kwargs)
+        if replay is None:
+            loss, gradients = self._stock(args, kwargs, before)
+            if key is not None:
+                self._met[key] = self._leaves
+        elif replay.runs < _FIRST_CHECKS or self.steps % self.check_every == 0:
+            self._look_at_flag()
+            state = Generators(before.devices, self._program.buffers)
+            expected = self._stock(args, kwargs, before)
+            state.restore()
+            loss, gradients = replay(tensors)
+            self._compare(replay, (loss, gradients), expected)
+            self.watched = replay.watched
+        elif self.backend == "cudagraph":
+            return self._static_step(replay, tensors, before, (args, kwargs))
+        else:
+            loss, gradients = replay(tensors)
+            self.watched = replay.watched
+        self._refuse_non_finite(loss, gradients, before, args, kwargs)
+        leaves = self.optim.leaves
+        for name, gradient in gradients.items():
+            leaves[name].grad = gradient
+        self.optim([leaves[name] for name in gradients])
+        # Pyro's own SVI adds to gradients it finds, so none are left for it.
+        self.optim.zero_grad()
+        self._add(loss)
+        return loss.item()
+
+    def _static_step(self, replay: Replay, tensors: list[Tensor], before: Generators, call: Any) -> Tensor:
+        """Take a step that nobody waits for; keep what it takes to look at it again."""
+        if replay.static is None:
+            replay.static = StaticStep(replay, self.optim, tensors, self._flag, self._sums)
+        self._late[self.steps] = before, call
+        return replay.static(tensors)
+
+    def _add(self, loss: Tensor) -> None:
+        values: dict[str, Any] = {"loss": loss, "steps": 1.0, **self.watched}
+        for name, value in values.items():
+            self._sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=self._device)).add_(value)
+
+    def read(self) -> dict[str, float]:
+        """Return the sums of ``loss``, ``steps`` and what was watched, over the steps since the last call.
+
+        Raises:
+            NonFiniteError: under "cudagraph", if a step since then was not finite; from there on nothing changed.
+        """
+        self._look_at_flag()
+        sums = {name: value.item() for name, value in self._sums.items()}
+        for value in self._sums.values():
+            value.zero_()
+        self._late, self._read_at = {}, self.steps
+        return sums
+
+    def _look_at_flag(self) -> None:
+        if not self._flag.item():
+            return
+        self._flag.zero_()
+        bad = self._read_at + int(self._sums["steps"].item()) + 1
+        before, (args, kwargs) = self._late[bad]
+        before.restore()
+        where = self._first_bad_site(args, kwargs) or "a gradient"
+        raise NonFiniteError(self._non_finite(math.nan, where, bad))
+
+    def _stock(self, args: Any, kwargs: Any, before: Generators) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and the gradients as Pyro computes them, validation and all."""
+        self.optim.zero_grad()
+        try:
+            program_args, program_kwargs = self.batch(*args, **kwargs)
+            with self.watch() as watch, poutine.trace(param_only=True) as params, self._mixed():
+                loss = self.weight * self.loss_and_grads(self.model, self.guide, *program_args, **program_kwargs)
+        except PplVaeError:
+            raise
+        except ValueError as error:
+            # Validation meets a NaN parameter of a distribution before there is a loss; other errors are the program's.
+            self.optim.zero_grad()
+            before.restore()
+            if (where := self._first_bad_site(args, kwargs)) is None:
+                raise
+            raise NonFiniteError(self._non_finite(math.nan, where)) from error
+        self.watched = watch.values()
+        self._leaves = _unconstrained(params.trace)
+        self.optim.meet(self._leaves)
+        gradients = {name: leaf.grad * self.weight for name, leaf in self._leaves.items() if leaf.grad is not None}
+        self.optim.zero_grad()
+        # Pyro adds the loss up in double precision.
+        return torch.as_tensor(loss, dtype=torch.float64).detach(), gradients
+
+    def meet(self, *args: Any, **kwargs: Any) -> None:
+        """Run the program once, instead of the stock step that a shape begins with; no random number is spent.
+
+        Afterwards every parameter exists, the optimiser has it, and all steps of this shape are replays.
+        """
+        state = Generators(self._generators().devices, self._program.buffers)
+        program_args, program_kwargs = self.batch(*args, **kwargs)
+        with poutine.trace(param_only=True) as params, torch.no_grad():
+            self.loss(self.model, self.guide, *program_args, **program_kwargs)
+        leaves = _unconstrained(params.trace)
+        self.optim.meet(leaves)
+        state.restore()
+        _, _, key = self._replay(args, kwargs)
+        if key is not None:
+            self._met[key] = leaves
+
+    def _mixed(self) -> Any:
+        # Without its cache, which would keep a parameter's bfloat16 copy past the optimiser's step in a recorded graph.
+        on = self.precision == "bf16-mixed"
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=on, cache_enabled=False)
+
+    @property
+    def _device(self) -> torch.device:
+        return next((leaf.device for leaf in self.optim.leaves.values()), torch.device("cpu"))
+
+    def _generators(self) -> Generators:
+        return Generators(cuda_devices(self._device), self._program.running)
+
+    # Graphs
+
+    def _replay(self, args: Any, kwargs: Any) -> tuple[Replay | None, list[Tensor], Any]:
+        """The graph for these arguments and the program as it is now; None for a stock step."""
+        if self.backend == "auto" and self.planned is not None and self.planned < _WORTH_RECORDING:
+            return None, [], None
+        if self.backend == "auto" and self.optim.leaves:
+            self.backend = "cudagraph" if self._device.type == "cuda" and self.optim.fused else "graph"
+        if self.backend == "cudagraph" and self.optim.leaves:
+            if not self.optim.fused:
+                raise ConfigError("backend='cudagraph': expected a fused optimiser, e.g. partial(Adam, fused=True)")
+            self._flag = self._flag.to(self._device)
+        if self.backend == "off":
+            return None, [], None
+        flat, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [value for value in flat if isinstance(value, Tensor)]
+        inputs = tuple((v.shape, v.dtype, v.device, v.requires_grad) if isinstance(v, Tensor) else v for v in flat)
+        autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        key = inputs, spec, self._program.key(), autocast
+        if key not in self._met:
+            if len(self._met) >= _MOST_SHAPES:
+                self._fall_back(
+                    f"no two steps are alike in {_MOST_SHAPES}: an argument that is no tensor keeps changing"
+                )
+            return None, tensors, key
+        if key not in self._graphs:
+            self._graphs[key] = self._record(flat, spec, tensors, self._met[key])
+        return self._graphs[key], tensors, key
+
+    def _record(self, flat: list[Any], spec: Any, tensors: list[Tensor], leaves: dict[str, Tensor]) -> Replay | None:
+        """Record the program; None, with a warning, where it cannot be."""
+        if not hasattr(self.elbo, "differentiable_loss"):
+            return self._fall_back(f"{type(self.elbo).__name__} has no differentiable_loss")
+        state = Generators(self._generators().devices, self._program.buffers)
+
+        def batch(*inputs: Tensor) -> Any:
+            rest = iter(inputs)
+            full = [next(rest) if isinstance(value, Tensor) else value for value in flat]
+            args, kwargs = pytree.tree_unflatten(full, spec)
+            return self.batch(*args, **kwargs)
+
+        last = _LastSite()
+        try:
+            if (reason := self._cannot(*batch(*tensors))) is not None:
+                return self._fall_back(reason)
+            with last:
+                graph = record(self._loss_of, list(leaves.values()), batch, self.watch, tensors)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            # Whatever is wrong with the program itself, the stock step that follows will say.
+            return self._fall_back(f"recording stopped {last}: {_first_line(error)}")
+        finally:
+            state.restore()
+        replay = Replay(graph, list(leaves), self._program.numbers())
+        if self.backend == "inductor" or self._repays_compiling(replay, tensors, state):
+            self.backend = "inductor"
+            replay.compile()
+        return replay
+
+    def _repays_compiling(self, replay: Replay, tensors: list[Tensor], state: Generators) -> bool:
+        """Whether "auto" should compile: by the arithmetic of a step, so that one run always chooses the same."""
+        if not self._choose or self.backend != "graph" or self.planned is None:
+            return False
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            return False
+        with FlopCounterMode(display=False) as counter:
+            replay(tensors)
+        replay.runs = 0
+        state.restore()
+        seconds = _OVERHEAD + counter.get_total_flops() / _RATE
+        return _GAIN * seconds * self.planned > _COMPILING
+
+    def _loss_of(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._mixed():
+            return self.weight * self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+
+    @torch.no_grad()
+    def _cannot(self, args: Any, kwargs: Any) -> str | None:
+        """What about the guide a graph of this kind cannot hold, if anything."""
+        for name, site in poutine.trace(self.guide).get_trace(*args, **kwargs).nodes.items():
+            if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+                continue
+            if site["infer"].get("enumerate"):
+                return f"site {name!r} is enumerated"
+            if not getattr(site["fn"], "has_rsample", False):
+                return f"site {name!r} is not reparameterised ({type(site['fn']).__name__})"
+        return None
+
+    def _fall_back(self, reason: str) -> Any:
+        """Take stock steps from now on, and say why, once."""
+        if not self._warned:
+            warnings.warn(f"this program takes stock steps: {reason}", CaptureWarning, stacklevel=4)
+        self._warned, self.backend = True, "off"
+
+    def _compare(self, replay: Replay, got: Any, expected: Any) -> None:
+        """Raise unless a replay is the stock step to rounding."""
+        tolerances = _COMPILED if replay.compiled else _RECORDED
+        loss, stock = got[0].item(), expected[0].item()
+        if not (math.isfinite(loss) or math.isfinite(stock)):
+            return
+        of_loss = abs(loss - stock) / max(1.0, abs(stock))
+        names = got[1].keys() | expected[1].keys()
+        zero = torch.zeros(())
+        square = sum((got[1].get(n, zero) - expected[1].get(n, zero)).double().square().sum().item() for n in names)
+        norm = sum(g.double().square().sum().item() for g in expected[1].values())
+        of_gradient = math.sqrt(square) / max(math.sqrt(norm), 1e-12)
+        if of_loss <= tolerances[0] and of_gradient <= tolerances[1]:
+            return
+        now = self._program.numbers()
+        changed = [f"{k} (was {v!r}, is {now.get(k)!r})" for k, v in replay.numbers.items() if now.get(k) != v]
+        frozen = (
+            f"changed since it was recorded: {', '.join(changed)}"
+            if changed
+            else (
+                "no number that the program can reach has changed since it was recorded: look for one drawn in Python "
+                "(random, numpy) or kept inside an object"
+            )
+        )
+        raise CaptureError(
+            f"step {self.steps}: the recorded graph gives loss {loss:.7g}, the program {stock:.7g} (relative "
+            f"difference {of_loss:.1e}; gradient {of_gradient:.1e}); {frozen}. Make it a tensor (a buffer), pass it to "
+            "step(), or take backend='off'"
+        )
+
+    # What is not finite
+
+    def _refuse_non_finite(
+        self, loss: Tensor, gradients: dict[str, Tensor], before: Generators, args: Any, kwargs: Any
+    ) -> None:
+        """Raise if the loss or a gradient is not finite, with the site where that begins."""
+        if loss.isfinite() and torch.nn.utils.get_total_norm(gradients.values()).isfinite():
+            return
+        bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        if loss.isfinite() and not bad:
+            return
+        before.restore()
+        names = ", ".join(name.rpartition("$$$")[2] for name in bad)
+        where = self._first_bad_site(args, kwargs) or f"the gradient of {names}"
+        raise NonFiniteError(self._non_finite(loss.item(), where))
+
+    def _non_finite(self, loss: float, where: str, step: int | None = None) -> str:
+        return (
+            f"step {step or self.steps}: loss {loss:g}; not finite first in {where}. The parameters are those of the "
+            "step before. Look at the range of the data, lower lr, or set clip="
+        )
+
+    @torch.no_grad()
+    def _first_bad_site(self, args: Any, kwargs: Any) -> str | None:
+        """Run the programs once more with the same random numbers and look at every site."""
+        guide, model = poutine.trace(), poutine.trace()
+        # Validation would stop at the first NaN, before its site is there to be named.
+        with pyro.validation_enabled(False), self._mixed():
+            try:
+                args, kwargs = self.batch(*args, **kwargs)
+                with guide:
+                    self.guide(*args, **kwargs)
+                with model, poutine.replay(trace=guide.trace):
+                    self.model(*args, **kwargs)
+            except (ValueError, RuntimeError):
+                pass  # The sites before it are looked at all the same.
+            for program, trace in [("guide", guide.trace), ("model", model.trace)]:
+                for name, site in trace.nodes.items():
+                    if site["type"] != "sample" or not hasattr(site["fn"], "log_prob"):
+                        continue
+                    if not (site["value"].isfinite().all() and site["fn"].log_prob(site["value"]).isfinite().all()):
+                        return f"site {name!r} of the {program}"
+        return None
+
+
+class _LastSite(Messenger):
+    """Remembers the last site that passed, to say where something stopped."""
+
+    name: str | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.name = msg["name"]
+
+    def __str__(self) -> str:
+        return "before the first site" if self.name is None else f"after site {self.name!r}"
+
+
+def cuda_devices(device: torch.device) -> list[torch.device]:
+    """Return [device] for a CUDA device, else []: what ``fork_rng`` must fork besides the CPU."""
+    return [device] if device.type == "cuda" else []
+
+
+def _unconstrained(trace: Any) -> dict[str, Tensor]:
+    """The parameters of a trace by name, as the optimiser sees them; a tensor that has two names, by the later one."""
+    sites = {name: site["value"].unconstrained() for name, site in trace.nodes.items() if site["type"] == "param"}
+    last = {id(leaf): name for name, leaf in sites.items()}
+    return {name: leaf for name, leaf in sites.items() if last[id(leaf)] == name}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

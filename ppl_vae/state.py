@@ -1,0 +1,93 @@
+r"""The state of a run on disk: everything that the next epoch depends on.
+
+.. math:: (\theta_t,\ \text{moments}_t,\ \text{generators}_t,\ \text{history}_t) \mapsto \text{epoch } t + 1
+
+Parameters, both moments of the optimiser, the state of the generators and the history, so that a resumed run is, bit
+for bit, the one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .capture import CapturedSVI, cuda_devices
+from .errors import CheckpointError
+from .model import VAE
+
+__all__ = ["restore", "set_weights", "store", "weights"]
+
+
+def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
+    """The model's tensors, and under "param." those that functions of the user's made by ``pyro.param``."""
+    return vae.state_dict() | {f"param.{k}": v.detach() for k, v in _loose(vae, steps).items()}
+
+
+def _loose(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
+    return {k: v for k, v in steps.optim.leaves.items() if not k.startswith(f"{vae.name}$$$")}
+
+
+def set_weights(vae: VAE, steps: CapturedSVI, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Put back what :func:`weights` returned; nothing, if any of it does not fit."""
+    own = weights(vae, steps)
+    checkpoint.check_fit(own, tensors, where)
+    vae.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("param.")})
+    with torch.no_grad():
+        for key, leaf in _loose(vae, steps).items():
+            leaf.copy_(tensors[f"param.{key}"])
+
+
+def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: Any) -> None:
+    """Write everything the next epoch depends on."""
+    tensors = {f"model.{k}": v for k, v in weights(vae, steps).items()}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    for device in cuda_devices(vae._beta.device):
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+    if best is not None:
+        tensors |= {f"best.{k}": v for k, v in best[1].items()}
+    optimizer: dict[str, dict[str, Any]] = {}
+    for i, state in steps.optim.optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optim.{i}.{key}"] = value
+            else:
+                optimizer.setdefault(str(i), {})[key] = value
+    info = {"history": list(history), "settings": history.info, "steps": steps.steps, "optimizer": optimizer}
+    checkpoint.write(folder, "training", tensors, info | {"best": None if best is None else best[0]})
+
+
+def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> Any:
+    """Take up a stored state; return the best model so far."""
+    tensors, info = checkpoint.read(folder, "training")
+    old, new = info.get("settings", {}), history.info
+    other = [f"{k}: {old.get(k)!r} then, {new[k]!r} now" for k in new if old.get(k) != new[k]]
+    if other:
+        raise CheckpointError(f"{folder}: expected to resume the same run, got another {'; '.join(other)}")
+    part: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "rng": {}, "optim": {}}
+    try:
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(".")
+            part[kind][name] = tensor
+        state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in info["optimizer"].items()}
+        for key, tensor in part["optim"].items():
+            i, _, name = key.partition(".")
+            state.setdefault(int(i), {})[name] = tensor
+        rows = [dict(row) for row in info["history"]]
+        done, best = int(info["steps"]), None if info["best"] is None else (float(info["best"]), part["best"])
+        rng = [part["rng"]["cpu"], *(part["rng"]["cuda"] for _ in cuda_devices(vae._beta.device))]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: damaged: no state of training in it: {error!r}") from error
+    set_weights(vae, steps, part["model"], str(folder))
+    groups = steps.optim.optimizer.state_dict()["param_groups"]
+    steps.optim.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    torch.set_rng_state(rng[0])
+    for device in cuda_devices(vae._beta.device):
+        torch.cuda.set_rng_state(rng[1], device)
+    steps.steps = done
+    history.extend(rows)
+    return best

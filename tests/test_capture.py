@@ -1,0 +1,442 @@
+"""A recorded graph is the program: every step equals stock SVI's, and where it cannot, it says so."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch import Tensor, nn
+
+import ppl_vae as pv
+from ppl_vae.capture import CapturedSVI, CaptureWarning
+from ppl_vae.errors import CaptureError, ConfigError, NonFiniteError
+
+Adam = functools.partial(torch.optim.Adam, lr=1e-2)
+STEPS = 25
+
+
+@pytest.fixture(autouse=True)
+def loud() -> Any:
+    """A fall-back is a warning, and here a failure unless a test asks for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+# Programs that are no autoencoders
+
+X = torch.linspace(-2, 2, 60).reshape(20, 3)
+T = X @ torch.tensor([1.0, -2.0, 0.5]) + torch.sin(9 * X[:, 0])
+
+
+def regression() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def model(x: Tensor, t: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("t", dist.Normal(x @ w, s), obs=t)
+
+    return model, AutoNormal(model)
+
+
+def full_covariance() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    model, _ = regression()
+    return model, AutoMultivariateNormal(model)
+
+
+def constrained() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    model, _ = regression()
+
+    def guide(x: Tensor, t: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(3))
+        tril = pyro.param("tril", torch.eye(3), constraint=dist.constraints.lower_cholesky)
+        pyro.sample("w", dist.MultivariateNormal(loc, scale_tril=tril))
+        shape = pyro.param("shape", torch.tensor(2.0), constraint=dist.constraints.positive)
+        pyro.sample("s", dist.Gamma(shape, 3.0))
+
+    return model, guide
+
+
+def two_plates() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def model(x: Tensor, t: Tensor) -> None:
+        with pyro.plate("columns", 3, dim=-1):
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 20, dim=-2):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            with pyro.plate("columns2", 3, dim=-1):
+                pyro.sample("x", dist.Normal(a + b, 0.5), obs=x)
+
+    return model, AutoNormal(model)
+
+
+def hierarchical() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def model(x: Tensor, t: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        with pyro.plate("groups", 4):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+        with pyro.plate("rows", 20):
+            pyro.sample("t", dist.StudentT(4.0, theta[torch.arange(20) % 4], 1.0), obs=t)
+
+    return model, AutoNormal(model)
+
+
+def masked() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def model(x: Tensor, t: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("rows", 20), poutine.mask(mask=x[:, 0] > -1):
+            pyro.sample("t", dist.Normal(x @ w, 1.0), obs=t)
+        with pyro.plate("more", 20), poutine.scale(scale=0.5):
+            pyro.sample("u", dist.Laplace(x.sum(-1), 1.0), obs=t, obs_mask=None)
+
+    return model, AutoNormal(model)
+
+
+def pyro_modules() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A module registered by pyro.module, and a parameter beside it."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def model(x: Tensor, t: Tensor) -> None:
+        noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("t", dist.Normal(z, noise), obs=t)
+
+    def guide(x: Tensor, t: Tensor) -> None:
+        pyro.module("net", net)
+        loc, log_scale = net(x).unbind(-1)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+
+    return model, guide
+
+
+PROGRAMS = [regression, full_covariance, constrained, two_plates, hierarchical, masked, pyro_modules]
+OBJECTIVES = {
+    "Trace": Trace_ELBO,
+    "MeanField": TraceMeanField_ELBO,
+    "particles": lambda: Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=2),
+    "loop of particles": lambda: Trace_ELBO(num_particles=2),
+}
+
+
+def worst_difference(stock: list[float], ours: list[float]) -> float:
+    return max(abs(a - b) / max(1.0, abs(a)) for a, b in zip(stock, ours, strict=True))
+
+
+def run(steps: Callable[..., Any], *args: Any, n: int = STEPS) -> list[float]:
+    pyro.set_rng_seed(2)
+    return [float(steps(*args)) for _ in range(n)]
+
+
+# Those written for a dimension in front take vectorised particles too.
+PAIRS = [(p, o) for p in PROGRAMS for o in OBJECTIVES if o != "particles" or p in (two_plates, pyro_modules)]
+
+
+@pytest.mark.parametrize(("program", "objective"), PAIRS)
+def test_every_step_of_a_program_equals_stock_svi(program: Any, objective: str) -> None:
+    elbo = OBJECTIVES[objective]
+    pyro.set_rng_seed(1)
+    model, guide = program()
+    stock = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), elbo())
+    expected = run(stock.step, X, T)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(1)
+    model, guide = program()
+    captured = CapturedSVI(model, guide, Adam, elbo(), backend="graph")
+    got = run(captured.step, X, T)
+    assert captured.backend == "graph"
+    assert worst_difference(expected, got) <= 1e-6
+
+
+# Autoencoders
+
+PARTS: dict[str, dict[str, Any]] = {
+    "Gaussian p(z|y)": {},
+    "N(0, I)": {"prior": "Standard"},
+    "spline flow": {"prior": {"name": "NSF", "transforms": 2, "hidden_features": [16]}},
+    "autoregressive flow": {"prior": {"name": "MAF", "transforms": 2, "hidden_features": [16]}},
+    "mixture": {"prior": {"name": "GMM", "components": 3, "hidden_features": [16]}},
+    "Laplace function": {"prior": lambda c: dist.Laplace(c.new_zeros(3), 1.0).to_event(1)},
+    "p(z)": {"prior": {"name": "Gaussian", "context": 0}},
+    "Bernoulli": {"likelihood": "Bernoulli"},
+    "Gaussian x": {"likelihood": "Gaussian"},
+    "output sigma": {"likelihood": {"name": "Gaussian", "sigma": "output"}},
+    "convolutions": {"network": pv.networks.Conv, "hidden": (16,)},
+    "point": {"prior": None, "encoder": "Delta"},
+    "beta": {"beta": 4.0},
+    "beta 0": {"beta": 0.0},
+}
+
+
+def model_of(spec: dict[str, Any]) -> tuple[pv.VAE, Tensor, Tensor]:
+    torch.manual_seed(0)
+    settings = {"likelihood": "Binomial", "levels": 16, "range": (0.0, 16.0), "hidden": (16,)} | spec
+    cvae = pv.vae((1, 8, 8), 3, condition=pv.OneHot(4), context=4, **({"prior": "Gaussian"} | settings))
+    x = torch.randint(0, 2, (12, 1, 8, 8)).float()
+    return cvae, x, torch.arange(12) % 4
+
+
+@pytest.mark.parametrize("spec", PARTS.values(), ids=PARTS)
+def test_every_step_of_an_autoencoder_equals_stock_svi(spec: dict[str, Any]) -> None:
+    cvae, x, y = model_of(spec)
+    twin = copy.deepcopy(cvae)
+    expected = run(SVI(cvae.model, cvae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step, x, y)
+    captured = CapturedSVI(twin.model, twin.guide, Adam, Trace_ELBO(), backend="graph")
+    got = run(captured.step, x, y)
+    assert captured.backend == "graph"
+    assert worst_difference(expected, got) <= 1e-6
+
+
+def test_the_compiled_graph_stays_close_to_stock() -> None:
+    cvae, x, y = model_of({})
+    twin = copy.deepcopy(cvae)
+    expected = run(SVI(cvae.model, cvae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step, x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        captured = CapturedSVI(twin.model, twin.guide, Adam, Trace_ELBO(), backend="inductor")
+        got = run(captured.step, x, y)
+    assert captured.backend == "inductor"
+    assert worst_difference(expected, got) <= 1e-4
+
+
+# What a graph would freeze
+
+
+def captured_vae(**spec: Any) -> tuple[CapturedSVI, pv.VAE, Tensor, Tensor]:
+    cvae, x, y = model_of(spec)
+    return CapturedSVI(cvae.model, cvae.guide, Adam, Trace_ELBO(), backend="graph", check_every=10), cvae, x, y
+
+
+def graphs(svi: CapturedSVI) -> int:
+    return len({id(replay) for replay in svi._graphs.values()})
+
+
+def test_a_partial_batch_is_a_second_graph_and_no_third() -> None:
+    svi, _, x, y = captured_vae()
+    for _ in range(5):
+        svi.step(x, y)
+        svi.step(x[:5], y[:5])
+    assert graphs(svi) == 2
+
+
+def test_beta_is_an_input_and_zero_another_graph() -> None:
+    svi, cvae, x, y = captured_vae()
+    for beta in (1.0, 0.5, 3.0, 0.0, 0.25):
+        cvae.beta = beta
+        for _ in range(11):
+            svi.step(x, y)  # checks itself against the stock step every ten
+    assert graphs(svi) == 2
+
+
+@pytest.mark.parametrize("change", ["mode", "frozen", "other prior", "double"])
+def test_what_changes_the_program_records_it_again(change: str) -> None:
+    svi, cvae, x, y = captured_vae()
+    for _ in range(4):
+        svi.step(x, y)
+    if change == "mode":
+        cvae.eval()
+    elif change == "frozen":
+        next(cvae.encoder.parameters()).requires_grad_(False)
+    elif change == "other prior":
+        cvae.prior = pv.priors.Gaussian(3, context=4, hidden=(7,))
+    else:
+        cvae.double()
+        svi.optim.optimizer.state.clear()  # whose moments were in single precision
+    twin = copy.deepcopy(cvae)
+    pyro.set_rng_seed(5)
+    expected = SVI(twin.model, twin.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).evaluate_loss(x, y)
+    pyro.set_rng_seed(5)
+    assert svi.step(x, y) == pytest.approx(expected, rel=1e-6)
+    for _ in range(4):
+        svi.step(x, y)
+    assert graphs(svi) == 2
+
+
+def test_a_new_prior_is_trained_from_then_on() -> None:
+    svi, cvae, x, y = captured_vae()
+    for _ in range(4):
+        svi.step(x, y)
+    cvae.prior = pv.priors.Gaussian(3, context=4, hidden=(7,))
+    before = [p.clone() for p in cvae.prior.parameters()]
+    svi.step(x, y)
+    assert all(not torch.equal(a, b) for a, b in zip(before, cvae.prior.parameters(), strict=True))
+
+
+def test_a_python_number_changed_after_recording_is_found_and_named() -> None:
+    class Scaled(nn.Module):
+        width = 1.0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 1.0
+
+        def forward(self, c: Tensor) -> Any:
+            return dist.Normal(c.new_zeros(3), self.width).to_event(1)
+
+    svi, cvae, x, y = captured_vae(prior=Scaled())
+    for _ in range(4):
+        svi.step(x, y)
+    cvae.prior.width = 2.0
+    with pytest.raises(CaptureError, match=r"Scaled\.width \(was 1\.0, is 2\.0\)"):
+        run(svi.step, x, y, n=12)
+
+
+def test_a_number_drawn_in_python_is_found_at_once() -> None:
+    random.seed(0)
+    svi, _, x, y = captured_vae(prior=lambda c: dist.Normal(c.new_zeros(3), 1 + random.random()).to_event(1))
+    with pytest.raises(CaptureError, match="drawn in Python"):
+        run(svi.step, x, y, n=4)
+
+
+def test_too_many_graphs_fall_back_with_a_reason() -> None:
+    svi, _, x, y = captured_vae()
+    with pytest.warns(CaptureWarning, match="keeps changing"):
+        [svi.step(x, y, total=float(k + 1)) for k in range(40)]
+    assert svi.backend == "off"
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=["batch norm", "dropout"])
+def test_layers_with_state_or_noise_step_as_stock_does(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(68, 8), layer, nn.ReLU(), nn.Linear(8, 6))
+    cvae, x, y = model_of({"encoder": pv.encoders.Gaussian(3, (1, 8, 8), context=4, network=body)})
+    twin = copy.deepcopy(cvae)
+    expected = run(SVI(cvae.model, cvae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step, x, y)
+    got = run(CapturedSVI(twin.model, twin.guide, Adam, Trace_ELBO(), backend="graph", check_every=7).step, x, y)
+    assert worst_difference(expected, got) <= 1e-6
+    for (name, a), b in zip(cvae.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)  # running means, and the count of batches exactly
+
+
+# What cannot be recorded
+
+
+def test_a_site_that_is_not_reparameterised_falls_back() -> None:
+    def model() -> None:
+        k = pyro.sample("k", dist.Poisson(3.0))
+        pyro.sample("x", dist.Normal(k, 1.0), obs=torch.tensor(4.0))
+
+    def guide() -> None:
+        pyro.sample("k", dist.Poisson(pyro.param("rate", torch.tensor(2.0), constraint=dist.constraints.positive)))
+
+    svi = CapturedSVI(model, guide, Adam, Trace_ELBO())
+    svi.step()
+    with pytest.warns(CaptureWarning, match="'k' is not reparameterised"):
+        run(svi.step, n=3)
+    svi.step()  # and says it once
+    assert svi.backend == "off"
+
+
+def test_control_flow_that_looks_at_values_falls_back_and_names_the_site() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        scale = 1.0 if z > 0 else 2.0
+        pyro.sample("x", dist.Normal(z, scale), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    svi = CapturedSVI(model, guide, Adam, Trace_ELBO())
+    with pytest.warns(CaptureWarning, match="after site 'z'"):
+        run(svi.step, n=3)
+
+
+def test_an_objective_without_a_differentiable_loss_falls_back() -> None:
+    cvae, x, y = model_of({})
+    svi = CapturedSVI(cvae.model, cvae.guide, Adam, RenyiELBO(num_particles=2))
+    with pytest.warns(CaptureWarning, match="RenyiELBO has no differentiable_loss"):
+        run(svi.step, x, y, n=3)
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    cvae, _, _ = model_of({})
+    with pytest.raises(ConfigError, match="got 'gpu'"):
+        CapturedSVI(cvae.model, cvae.guide, Adam, Trace_ELBO(), backend="gpu")  # type: ignore[arg-type]
+
+
+# The rest of the interface
+
+
+def test_recording_and_checks_spend_no_random_number() -> None:
+    svi, _, x, y = captured_vae()
+    pyro.set_rng_seed(7)
+    for _ in range(6):
+        svi.step(x, y)
+    after = torch.get_rng_state()
+    other, _, x, y = captured_vae()
+    other.backend = "off"
+    pyro.set_rng_seed(7)
+    for _ in range(6):
+        other.step(x, y)
+    assert torch.equal(after, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("backend", ["off", "graph"])
+def test_a_loss_that_is_not_finite_reaches_no_parameter(backend: Any) -> None:
+    cvae, x, y = model_of({"likelihood": "Gaussian"})
+    svi = CapturedSVI(cvae.model, cvae.guide, Adam, Trace_ELBO(), backend=backend)
+    for _ in range(5):
+        svi.step(x, y)
+    before = copy.deepcopy(cvae.state_dict())
+    moments = copy.deepcopy(svi.optim.get_state()["state"])
+    with pytest.raises(NonFiniteError, match=r"step 6: .* site 'z'"):
+        svi.step(x * 1e30, y)
+    assert all(torch.equal(before[k], v) for k, v in cvae.state_dict().items())
+    after = svi.optim.get_state()["state"]
+    assert all(torch.equal(v, after[i][k]) for i, s in moments.items() for k, v in s.items())
+
+
+@pytest.mark.parametrize("optim", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_any_optimiser_of_torch_will_do(optim: Any) -> None:
+    cvae, x, y = model_of({})
+    losses = run(CapturedSVI(cvae.model, cvae.guide, functools.partial(optim, lr=1e-3), Trace_ELBO()).step, x, y)
+    assert losses[-1] < losses[0]
+
+
+def test_an_optimiser_of_pyro_or_an_instance_will_do_too() -> None:
+    cvae, x, y = model_of({})
+    twin = copy.deepcopy(cvae)
+    of_pyro = run(CapturedSVI(cvae.model, cvae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step, x, y)
+    instance = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    assert worst_difference(of_pyro, run(CapturedSVI(twin.model, twin.guide, instance, Trace_ELBO()).step, x, y)) < 1e-6
+
+
+def test_evaluate_loss_is_stock() -> None:
+    svi, cvae, x, y = captured_vae()
+    pyro.set_rng_seed(1)
+    got = svi.evaluate_loss(x, y)
+    pyro.set_rng_seed(1)
+    assert got == SVI(cvae.model, cvae.guide, pyro.optim.Adam({}), Trace_ELBO()).evaluate_loss(x, y)
+
+
+def test_the_batch_is_part_of_the_graph() -> None:
+    cvae, x, y = model_of({})
+    rows = {"x": x, "y": y}
+    svi = CapturedSVI(
+        cvae.model,
+        cvae.guide,
+        Adam,
+        Trace_ELBO(),
+        backend="graph",
+        batch=lambda index: ((rows["x"][index], rows["y"][index]), {"total": 1.0}),
+    )
+    twin = copy.deepcopy(cvae)
+    stock = SVI(twin.model, twin.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    order = torch.randperm(12)[:6]
+    pyro.set_rng_seed(0)
+    expected = [stock.step(x[order], y[order], total=1.0) for _ in range(8)]
+    pyro.set_rng_seed(0)
+    assert worst_difference(expected, [svi.step(order) for _ in range(8)]) <= 1e-6

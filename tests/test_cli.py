@@ -1,0 +1,503 @@
+"""The command line: every command as a user starts it, every named part with an option of its own, and what is left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import ppl_vae as pv
+from ppl_vae import cli, plots, presets
+from ppl_vae.cli import main
+from ppl_vae.networks import MLP, Conv
+
+ROWS = 60
+TINY = ["--epochs", "1", "--latent", "2", "--hidden", "[8]"]
+PICTURES = ["history", "latents", "prior", "reconstructions", "samples", "styles"]
+
+
+def arrays(labels: bool = True, rows: int = ROWS) -> dict[str, Any]:
+    """Binary images of three classes, bars at three places."""
+    random = np.random.RandomState(0)
+    y = np.arange(rows) % 3
+    x = random.rand(rows, 1, 8, 8) < np.where(np.arange(8) // 3 == y[:, None], 0.9, 0.1)[:, None, None, :]
+    return {"x": x, "y": y} if labels else {"x": x}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data with and without labels, and the subprocesses' working directory."""
+    path = tmp_path_factory.mktemp("cli")
+    np.savez(path / "bars.npz", **arrays())
+    np.savez(path / "plain.npz", **arrays(labels=False))
+    np.savez(path / "table.npz", x=np.random.RandomState(0).randn(ROWS, 5), y=np.arange(ROWS) % 3)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def shell(
+    *words: str, program: tuple[str, ...] = (sys.executable, "-m", "ppl_vae")
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*program, *words], capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """A run as a user makes it, in a process of its own, with its output beside it."""
+    out = folder / "a"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = shell("train", "--data", "bars.npz", "--out", "a", "--epochs", "2", *TINY[2:])
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    (folder / "a.txt").write_text(result.stdout)
+    return out
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def ok(*words: str) -> None:
+    assert main(list(words)) == 0
+
+
+def train(out: Path, *words: str, data: str = "bars.npz") -> pv.VAE:
+    ok("train", "--data", data, "--out", str(out), *TINY, *words)
+    return pv.load(out)
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    ok("train", *words, "--print_config")
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+# Every command, as a user starts it
+
+
+def test_train_leaves_a_whole_run(trained: Path, folder: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    weights = {name for name in names if name.endswith(".safetensors")}
+    assert len(weights) == 2
+    files = {"config.yaml", "metrics.jsonl", "model.json", "training.json", "evaluation.json"}
+    assert names - weights == files | {f"{name}.png" for name in PICTURES}
+    assert [row["epoch"] for row in lines(trained / "metrics.jsonl")] == [1, 2]
+    printed = (folder / "a.txt").read_text()
+    assert "2 epochs: prior Gaussian, likelihood Bernoulli, encoder Gaussian" in printed
+    assert "−log p(x|y), 500 samples" in printed
+    assert "audit: pass" in printed
+    assert all(f"{name}.png" in printed for name in PICTURES)
+
+
+def test_evaluate_prints_and_writes_what_the_library_says(trained: Path) -> None:
+    result = shell("evaluate", "a", "--samples", "50", "--seed", "3")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((trained / "evaluation.json").read_text())
+    data = pv.data.load("bars.npz")
+    exact = pv.evaluate(pv.load(trained), data.test.x, data.test.y, samples=50, seed=3)
+    assert written == json.loads(json.dumps(exact.to_dict()))
+    assert str(exact) in result.stdout
+    assert result.stderr == ""
+
+
+def test_sample_reconstruct_audit_and_plot(trained: Path) -> None:
+    for picture in trained.glob("*.png"):
+        picture.unlink()
+    for words, written in [
+        (["sample", "a"], ["samples"]),
+        (["reconstruct", "a", "--n", "3"], ["reconstructions"]),
+        (["plot", "a"], PICTURES),
+    ]:
+        result = shell(*words)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+        assert [Path(line).stem for line in sorted(result.stdout.split())] == written
+        for name in written:
+            with Image.open(trained / f"{name}.png") as image:
+                assert image.format == "PNG"
+                assert len(image.convert("L").getcolors()) > 2
+    result = shell("audit", "a", "--particles", "20")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "audit: pass"
+
+
+def test_version_and_help() -> None:
+    script = Path(sys.executable).parent / "ppl-vae"
+    result = shell("--version", program=(str(script),))
+    assert (result.returncode, result.stdout) == (0, f"ppl_vae {pv.__version__}\n")
+    result = shell("train", "--help", "--prior", "NSF")
+    assert result.returncode == 0, result.stderr
+    for option in ("--latent", "--data.binarize", "--objective", "--patience"):
+        assert option in result.stdout
+
+
+def test_help_without_a_process(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"], ["-h"]):
+        ok(*words)
+        assert "ppl-vae train --data digits" in capsys.readouterr().out
+    for command in cli.COMMANDS:
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        assert "usage: ppl-vae" in capsys.readouterr().out
+
+
+def test_errors_of_a_process_are_one_line(folder: Path) -> None:
+    result = shell("train", "--data", "bars.npz", "--out", "never", "--likelihod", "Bernoulli")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("ppl-vae: error: ")
+    assert "did you mean 'likelihood" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (folder / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "--data", "bars.npz"], "--out"),
+        (["train", "--data", "nowhere.npz", "--out", "b"], "nowhere.npz"),
+        (["train", "--data", "digit", "--out", "b"], "digits"),
+        (["train", "--config", "nowhere.yaml", "--out", "b"], "nowhere.yaml"),
+        (["train", "--config"], "--config"),
+        (["train", "--data", "bars.npz", "--model", "ae", "--prior", "Standard", "--out", "b"], "no prior"),
+        (["train", "--data", "bars.npz", "--resume", "--out", "b"], "found none"),
+        (["train", "--data", "bars.npz", "--out", "bars.npz/b"], "--out"),
+        (["sample"], "run"),
+        (["sample", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["plot", "bars.npz"], "bars.npz"),
+    ],
+    ids=lambda w: " ".join(w) if isinstance(w, list) else w,
+)
+def test_errors_say_what_was_wrong(words: list[str], said: str, folder: Path, capsys: Any) -> None:
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (folder / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sample", "a", "--label", "3"], "0 … 2"),
+        (["sample", "a", "--label=-1"], "0 … 2"),
+        (["sample", "a", "--n", "0"], "n"),
+        (["sample", "a", "--lable", "1"], "did you mean 'label'"),
+        (["reconstruct", "a", "--n", "0"], "at least one"),
+        (["evaluate", "a", "--samples", "0"], "samples"),
+        (["audit", "a", "--rows", "0"], "at least one"),
+        (["train", "--data", "bars.npz", "--out", "a"], "--overwrite"),
+        (["sample", "a", "--out", "samples.nonsense"], "nonsense"),
+        (["sample", "a", "--out", "bars.npz/b.png"], "bars.npz"),
+    ],
+    ids=lambda w: " ".join(w) if isinstance(w, list) else w,
+)
+def test_errors_of_commands_on_a_run(words: list[str], said: str, trained: Path, capsys: Any) -> None:
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in trained.iterdir())
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in trained.iterdir()) == before
+
+
+# What the pictures show
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
+    """What was handed to each function that draws."""
+    calls: dict[str, tuple[Any, ...]] = {}
+
+    def spied(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            calls[name] = args
+            return original(*args, **kwargs)
+
+        return spy
+
+    for name in ("samples", "reconstructions", "latents", "translations", "prior_vs_posterior", "history", "manifold"):
+        monkeypatch.setattr(plots, name, spied(name, getattr(plots, name)))
+    return calls
+
+
+def test_pictures_show_the_right_panels(trained: Path, drawn: dict[str, Any]) -> None:
+    vae, data = pv.load(trained), pv.data.load("bars.npz")
+    x, y = data.test.x, data.test.y
+    ok("plot", "a")
+    assert set(drawn) == {"samples", "reconstructions", "latents", "translations", "prior_vs_posterior", "history"}
+    assert drawn["samples"][0].shape == (10, 3, 1, 8, 8)
+    assert list(drawn["samples"][1]) == [0, 1, 2]
+    assert torch.equal(drawn["reconstructions"][0], x)
+    torch.testing.assert_close(drawn["reconstructions"][1], vae.reconstruct(x, y))
+    torch.testing.assert_close(drawn["latents"][0], vae.embed(x, y))
+    classes = len(y.unique())
+    assert drawn["translations"][0].shape == (classes, 1, 8, 8)
+    assert drawn["translations"][1].shape == (classes, 3, 1, 8, 8)
+    assert [row["epoch"] for row in drawn["history"][0]] == [1, 2]
+    ok("sample", "a", "--n", "5", "--label", "2", "--out", "two.png")
+    assert drawn["samples"][0].shape == (5, 1, 1, 8, 8)
+    ok("sample", "a", "--n", "4")
+    assert drawn["samples"][0].shape == (4, 3, 1, 8, 8)
+    assert set(drawn["samples"][0].unique().tolist()) <= {0.0, 1.0}
+    ok("sample", "a", "--mean", "true", "--n", "4")
+    assert drawn["samples"][0].unique().numel() > 2
+    ok("reconstruct", "a", "--n", "2")
+    assert drawn["reconstructions"][0].shape == (2, 1, 8, 8)
+
+
+def test_samples_depend_on_the_seed_alone(trained: Path) -> None:
+    pictures = []
+    for seed in ("1", "1", "2"):
+        ok("sample", "a", "--seed", seed, "--out", "drawn.png")
+        pictures.append(Path("drawn.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_commands_leave_the_callers_generator_alone(trained: Path) -> None:
+    before = torch.get_rng_state()
+    for words in (["sample", "a"], ["evaluate", "a", "--samples", "5"], ["plot", "a"], ["audit", "a"]):
+        ok(*words)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Every part with an option of its own
+
+PARTS = [
+    ("prior", "Standard", [], lambda p: p.features == 2),
+    ("prior", "Gaussian", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
+    ("prior", "Fixed", ["distribution", "Laplace", "args", "[0.0, 2.0]"], lambda p: p.arg1 == 2),
+    ("prior", "MAF", ["transforms", "1"], lambda p: len(p.transform.transforms) == 1),
+    ("prior", "NSF", ["transforms", "2", "bins", "4"], lambda p: len(p.transform.transforms) == 2),
+    ("prior", "NICE", ["transforms", "1"], lambda p: len(p.transform.transforms) == 1),
+    ("prior", "BPF", ["transforms", "1", "degree", "5"], lambda p: p.arguments["degree"] == 5),
+    ("prior", "GMM", ["components", "3"], lambda p: p.arguments["components"] == 3),
+    ("prior", "CNF", ["freqs", "2"], lambda p: p.arguments["freqs"] == 2),
+    ("likelihood", "Bernoulli", ["grey", "true"], lambda p: p.grey),
+    ("likelihood", "Binomial", ["total_count", "3"], lambda p: p.total_count == 3),
+    ("likelihood", "Gaussian", ["sigma", "pixel"], lambda p: p.log_variance.shape == (1, 8, 8)),
+    ("likelihood", "Gaussian", ["sigma", "0.25"], lambda p: p.fixed == 0.25),
+    ("encoder", "Gaussian", ["clamp", "[-3, 3]"], lambda p: p.clamp == (-3, 3)),
+    ("encoder", "Delta", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
+]
+
+
+def test_no_named_part_is_left_out() -> None:
+    for kind, table in [("prior", presets.PRIORS), ("likelihood", presets.LIKELIHOODS), ("encoder", presets.ENCODERS)]:
+        assert {name for k, name, *_ in PARTS if k == kind} == set(table)
+
+
+def words_of(kind: str, name: str, options: list[str]) -> list[str]:
+    words = [f"--{kind}", name]
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        words += [f"--{kind}.{key}", value]
+    return words + (["--model", "ae"] if name == "Delta" else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options", "holds"), PARTS, ids=lambda v: str(v) if isinstance(v, str) else ""
+)
+def test_every_part_trains_with_an_option_of_its_own(
+    kind: str, name: str, options: list[str], holds: Any, tmp_path: Path, capsys: Any
+) -> None:
+    words = words_of(kind, name, options)
+    vae = train(tmp_path / "run", *words)
+    part = getattr(vae, kind)
+    assert type(part) is presets.TABLES[kind][name]
+    assert holds(part)
+    assert "audit: pass" in capsys.readouterr().out
+    # Its configuration, fed back, is the same again.
+    config = tmp_path / "run" / "config.yaml"
+    first = yaml.safe_load(config.read_text())
+    assert printed_config(capsys, "--config", str(config)) == first
+    assert first[kind]["name"] == name
+
+
+def test_a_flow_trains_in_a_process_of_its_own(folder: Path) -> None:
+    result = shell("train", "--data", "plain.npz", "--out", "flow", "--prior", "NSF", "--prior.transforms", "1", *TINY)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    assert type(pv.load(folder / "flow").prior).__name__ == "NSF"
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "condition"), [("ae", "plain.npz", 0), ("vae", "bars.npz", 0), ("cvae", "bars.npz", 3)]
+)
+def test_the_three_models(model: str, data: str, condition: int, tmp_path: Path) -> None:
+    vae = train(tmp_path, "--model", model, data=data)
+    assert (vae.prior is None) == (model == "ae")
+    assert getattr(vae.condition, "classes", 0) == condition
+    assert (tmp_path / "samples.png").exists() == (model != "ae")
+    assert (tmp_path / "manifold.png").exists() == (model != "cvae")
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert ("neg_log_prob" in evaluation) == (model != "ae")
+    for command in ("sample", "reconstruct", "evaluate", "audit", "plot"):
+        assert main([command, str(tmp_path)]) == (2 if (command, model) == ("sample", "ae") else 0)
+
+
+def test_a_label_for_a_model_without_labels_is_refused(tmp_path: Path, capsys: Any) -> None:
+    train(tmp_path, data="plain.npz")
+    assert main(["sample", str(tmp_path), "--label", "1"]) == 2
+    assert "no condition" in capsys.readouterr().err
+
+
+def test_data_that_are_no_images_train_and_plot(tmp_path: Path) -> None:
+    train(tmp_path, data="table.npz")
+    assert (tmp_path / "latents.png").exists()
+    ok("plot", str(tmp_path))
+
+
+@pytest.mark.parametrize("rows", [3, 12])
+def test_few_rows_train(rows: int, tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", **arrays(rows=rows))
+    train(tmp_path / "run", data=str(tmp_path / "few.npz"))
+
+
+# Configurations
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--prior", "Gaussian", "--prior.hidden", "[4]", "--beta", "0.1", "--lr", "3e-4", "--clip", "1.5"],
+        ["--prior", "Gaussian", "--prior.context", "0"],
+        ["--prior", "NSF", "--prior.context", "0", "--prior.transforms", "1"],
+        ["--hidden", "[8]", "--encoder", "Gaussian", "--encoder.hidden", "[400]"],
+        ["--network", "Conv", "--hidden", "[8, 9]"],
+        ["--likelihood", "Bernoulli", "--likelihood.network", "{name: Conv, channels: [2, 3]}"],
+        ["--model", "ae", "--likelihood", "Gaussian", "--likelihood.sigma", "output"],
+        ["--model", "vae", "--prior", "Fixed", "--prior.distribution", "StudentT", "--prior.args", "[5.0, 0.0, 1.0]"],
+        ["--data.scale", "unit", "--likelihood", "Gaussian", "--likelihood.scale", "2", "--encoder", "Gaussian"],
+        ["--objective", "analytic", "--warmup", "3", "--patience", "2", "--seed", "null"],
+    ],
+    ids=" ".join,
+)
+def test_a_printed_configuration_fed_back_prints_the_same(words: list[str], tmp_path: Path, capsys: Any) -> None:
+    first = printed_config(capsys, "--data", "bars.npz", *words)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(first))
+    assert printed_config(capsys, "--config", str(file)) == first
+    assert printed_config(capsys, f"--config={file}", "--latent", "5")["latent"] == 5
+
+
+def test_explicit_options_win_over_shared_ones(capsys: Any) -> None:
+    config = printed_config(
+        capsys, "--data", "bars.npz", "--hidden", "[8]", "--encoder", "Gaussian", "--encoder.hidden", "[400]"
+    )
+    assert config["encoder"]["hidden"] == [400]
+    assert config["likelihood"]["hidden"] == [8]
+
+
+def test_shared_arguments_are_printed_filled_in(capsys: Any, folder: Path) -> None:
+    config = printed_config(capsys, "--data", "bars.npz", "--latent", "5", "--out", "unused")
+    assert config["prior"] == {"name": "Gaussian", "features": 5, "context": 3}
+    assert config["likelihood"]["x_shape"] == [1, 8, 8]
+    assert (config["encoder"]["features"], config["encoder"]["context"]) == (5, 3)
+    assert config["data"]["name"] == "bars.npz"
+    assert not (folder / "unused").exists()
+
+
+def test_the_words_win_over_the_configuration(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("{data: bars.npz, prior: {name: NSF, transforms: 2}, latent: 3, lr: 0.01}")
+    config = printed_config(capsys, "--config", str(file), "--prior.transforms", "1", "--latent=4")
+    assert (config["prior"]["name"], config["prior"]["transforms"]) == ("NSF", 1)
+    assert (config["latent"], config["lr"]) == (4, 0.01)
+    config = printed_config(capsys, "--config", str(file), "--prior=GMM", "--data=plain.npz")
+    assert (config["prior"]["name"], config["data"]["name"]) == ("GMM", "plain.npz")
+
+
+def test_networks_by_name(tmp_path: Path) -> None:
+    vae = train(tmp_path, "--likelihood", "Bernoulli", "--likelihood.network", "{name: Conv, channels: [2, 3]}")
+    assert isinstance(vae.likelihood.network.body, Conv)
+    assert isinstance(vae.encoder.network.body, MLP)
+
+
+def test_options_of_training_reach_fit(tmp_path: Path) -> None:
+    words = ["--warmup", "4", "--beta", "2", "--lr", "0.01", "--batch_size", "7", "--seed", "5", "--clip", "1.0"]
+    train(tmp_path, *words, "--epochs", "2", "--objective", "analytic")
+    rows = lines(tmp_path / "metrics.jsonl")
+    assert [(row["beta"], row["lr"]) for row in rows] == [(0.5, 0.01), (1.0, 0.01)]
+    settings = json.loads((tmp_path / "training.json").read_text())["settings"]
+    assert (settings["batch_size"], settings["seed"], settings["clip"]) == (7, 5, 1.0)
+    assert settings["objective"] == "Analytic"
+
+
+def test_binarised_digits(tmp_path: Path) -> None:
+    config = ["--data", "digits", "--data.binarize", "dynamic", "--out", str(tmp_path), "--batch_size", "1297"]
+    ok("train", *TINY, *config)
+    assert json.loads((tmp_path / "model.json").read_text())["data"]["binarization"] == "dynamic"
+    assert type(pv.load(tmp_path).likelihood).__name__ == "Bernoulli"
+
+
+# Resuming and overwriting
+
+
+def numbers(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "rate")} for row in lines(path / "metrics.jsonl")]
+
+
+def test_resuming_gives_the_run_that_was_not_interrupted(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole, "--epochs", "3")
+    train(parts, "--epochs", "2")
+    train(parts, "--epochs", "3", "--resume")
+    assert [row["epoch"] for row in numbers(parts)] == [1, 2, 3]
+    assert numbers(parts) == numbers(whole)
+    assert all(torch.equal(a, b) for a, b in zip(pv.load(whole).parameters(), pv.load(parts).parameters(), strict=True))
+    assert yaml.safe_load((parts / "config.yaml").read_text())["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    "words", [["--seed", "1"], ["--batch_size", "7"], ["--latent", "3"], ["--data", "plain.npz"]], ids=" ".join
+)
+def test_resuming_another_run_is_refused_and_changes_nothing(words: list[str], trained: Path, capsys: Any) -> None:
+    before = {p.name: p.read_bytes() for p in trained.iterdir()}
+    assert main(["train", "--data", "bars.npz", "--out", "a", *TINY, "--epochs", "4", "--resume", *words]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("ppl-vae: error: a: ")
+    assert {p.name: p.read_bytes() for p in trained.iterdir()} == before
+
+
+def test_overwriting_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
+    train(tmp_path, "--epochs", "2")
+    (tmp_path / "notes.txt").write_text("mine")
+    train(tmp_path, "--model", "ae", "--overwrite")
+    assert len(numbers(tmp_path)) == 1
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "samples.png").exists()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"] == "ae"
+    assert pv.load(tmp_path).prior is None
+
+
+def test_an_interrupted_run_can_be_resumed(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    out, original = tmp_path / "run", cli._Records.__call__
+
+    def interrupt(self: Any, vae: pv.VAE, history: pv.History) -> None:
+        original(self, vae, history)
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli._Records, "__call__", interrupt)
+        assert main(["train", "--data", "bars.npz", "--out", str(out), *TINY, "--epochs", "4"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "ppl-vae: interrupted"
+    assert len(numbers(out)) == 2
+    train(out, "--resume", "--epochs", "4")
+    train(whole := tmp_path / "whole", "--epochs", "4")
+    assert numbers(out) == numbers(whole)

@@ -1,0 +1,906 @@
+"""``fit``: each number it reports and each step it takes, against a loop written by hand; and what it leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import math
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import ppl_vae as pv
+from ppl_vae.capture import CapturedSVI
+from ppl_vae.data import Split
+from ppl_vae.errors import CheckpointError, ConfigError, DataError, LabelError, NonFiniteError, PartError
+from ppl_vae.objectives import Analytic, warmup
+
+N, D = 20, 6
+
+
+def binary(rows: int = N) -> Tensor:
+    return (torch.rand(rows, D) < 0.4).float()
+
+
+def a_vae(**options: Any) -> pv.VAE:
+    return pv.vae((D,), 2, hidden=[8], **options)
+
+
+def a_cvae(**options: Any) -> pv.VAE:
+    return pv.cvae((D,), 2, 3, hidden=[8], **options)
+
+
+def run(vae: pv.VAE, train: Any, valid: Any = None, **options: Any) -> pv.History:
+    return pv.fit(vae, train, valid, progress=False, **({"epochs": 2, "batch_size": 8} | options))
+
+
+def weights(vae: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in vae.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def numbers(history: pv.History) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "rate")} for row in history]
+
+
+def terms(vae: pv.VAE, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """−log p(x|z) and log q − log p, summed over rows, with one draw of z."""
+    q = vae.encode(x, y)
+    z = q.rsample()
+    kl = q.log_prob(z) - vae.prior_given(y).log_prob(z)
+    return -vae.decode(z, y).log_prob(x).sum(), kl.sum()
+
+
+def by_hand(
+    vae: pv.VAE,
+    x: Tensor,
+    *,
+    batch_size: int,
+    epochs: int = 2,
+    lr: float | Callable[[int], float] = 1e-3,
+    optim: Any = torch.optim.Adam,
+    beta: Callable[[int], float] = lambda epoch: 1.0,
+    clip: float | None = None,
+    seed: int = 0,
+) -> list[tuple[float, float, float]]:
+    """The training loop of a textbook: (loss, reconstruction, KL), means over an epoch's data."""
+    optimiser = optim(vae.parameters(), lr=lr(1) if callable(lr) else lr)
+    rows = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for epoch in range(1, epochs + 1):
+            optimiser.param_groups[0]["lr"] = lr(epoch) if callable(lr) else lr
+            sums = torch.zeros(3, dtype=torch.float64)
+            for index in torch.randperm(len(x)).split(batch_size):
+                reconstruction, kl = terms(vae, x[index])
+                loss = reconstruction + beta(epoch) * kl
+                optimiser.zero_grad()
+                (loss / min(batch_size, len(x))).backward()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(vae.parameters(), clip)
+                optimiser.step()
+                sums += torch.stack([loss, reconstruction, kl]).detach()
+            rows.append(tuple((sums / len(x)).tolist()))
+    return rows
+
+
+def columns(history: pv.History) -> list[tuple[float, float, float]]:
+    return [(row["loss"], row["reconstruction"], row["kl"]) for row in history]
+
+
+# The numbers, against the loop by hand
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 20, 64], ids=["one row", "partial last batch", "all rows", "beyond N"])
+@pytest.mark.parametrize("optim", [torch.optim.SGD, torch.optim.Adam])
+def test_history_and_parameters_are_those_of_a_loop_by_hand(batch_size: int, optim: Any) -> None:
+    x, ours = binary(), a_vae()
+    theirs = copy.deepcopy(ours)
+    history = run(ours, x, batch_size=batch_size, optim=optim, lr=0.05)
+    expected = by_hand(theirs, x, batch_size=batch_size, optim=optim, lr=0.05)
+    for got, want in zip(columns(history), expected, strict=True):
+        assert got == pytest.approx(want, rel=1e-4)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [8, 3], ids=["full batch", "fewer rows than the batch"])
+def test_one_sgd_step_is_the_gradient_of_the_mean(rows: int) -> None:
+    x, vae = binary(rows), a_vae()
+    before = [p.clone() for p in vae.parameters()]
+    torch.manual_seed(5)
+    x_in_order = x[torch.randperm(rows)]
+    gradients = torch.autograd.grad(sum(terms(vae, x_in_order)) / rows, list(vae.parameters()))
+    run(vae, x, epochs=1, optim=torch.optim.SGD, lr=1.0, seed=5)
+    for p, old, g in zip(vae.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(p, old - g, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_is_neg_elbo_at_beta_one_and_not_at_another() -> None:
+    x = binary()
+    for row in run(a_vae(), x):
+        assert row["loss"] == pytest.approx(row["neg_elbo"], rel=1e-5)
+        assert row["neg_elbo"] == pytest.approx(row["reconstruction"] + row["kl"], rel=1e-9)
+    for row in run(a_vae(beta=4.0), x):
+        assert row["beta"] == 4.0
+        assert row["loss"] == pytest.approx(row["reconstruction"] + 4 * row["kl"], rel=1e-5)
+
+
+def test_beta_zero_trains_the_reconstruction_alone_and_still_reports_the_kl() -> None:
+    vae = a_vae(beta=0.0)
+    row = run(vae, binary(), epochs=5, lr=0.05)[-1]
+    assert row["loss"] == pytest.approx(row["reconstruction"], rel=1e-5)
+    assert row["kl"] > 0.01
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, Analytic, RenyiELBO])
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_particles_give_the_same_means(objective: Any, vectorised: bool) -> None:
+    # With no learning rate to speak of, one epoch measures the model; many particles make the noise small.
+    x, vae, near = binary(), a_vae(), 0.02 if vectorised else 0.06
+    alpha = {"alpha": 0} if objective is RenyiELBO else {}
+    made = objective(num_particles=400 if vectorised else 50, vectorize_particles=vectorised, **alpha)
+    row = run(vae, x, epochs=1, lr=1e-12, objective=made)[0]
+    exact = pv.evaluate(vae, x, draws=2000, samples=2000)
+    assert row["reconstruction"] == pytest.approx(exact["reconstruction"], abs=near)
+    assert row["kl"] == pytest.approx(exact["kl"], abs=near)
+    assert row["neg_elbo"] == pytest.approx(row["reconstruction"] + row["kl"])
+    target = exact["neg_log_prob"] if objective is RenyiELBO else exact["neg_elbo"]
+    assert row["loss"] == pytest.approx(target, abs=near)
+
+
+def test_importance_weighted_loss_is_a_mean_of_log_mean_exponentials() -> None:
+    # 1/B inside the exponent would give nearly the ELBO: a wide gap here shows which it is.
+    x, vae = binary(), a_vae(prior={"name": "Fixed", "distribution": "Normal", "args": [3.0, 0.5]})
+    row = run(vae, x, epochs=1, lr=1e-12, objective=RenyiELBO(alpha=0, num_particles=50, vectorize_particles=True))[0]
+    with torch.no_grad():
+        log_w = torch.cat(list(vae.log_weights(x, samples=50 * 200))).double().reshape(200, 50, N)
+    iwae = -(log_w.logsumexp(1) - math.log(50)).mean()
+    assert row["loss"] == pytest.approx(iwae.item(), rel=0.1)
+    assert row["neg_elbo"] > 2 * row["loss"]
+
+
+def test_analytic_objective_follows_the_hand_written_loss() -> None:
+    x, vae = binary(), a_vae()
+    twin = copy.deepcopy(vae)
+    history = run(vae, x, epochs=1, batch_size=N, lr=0.1, optim=torch.optim.SGD, objective=Analytic(), seed=3)
+    torch.manual_seed(3)
+    loss = -pv.objectives.analytic_elbo(twin, x[torch.randperm(N)]).mean()
+    assert history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ae", "cvae"])
+def test_an_autoencoder_and_a_conditional_model_train(kind: str) -> None:
+    x, y = binary(), torch.arange(N) % 3
+    vae = pv.ae((D,), 2, hidden=[8]) if kind == "ae" else a_cvae()
+    history = run(vae, x if kind == "ae" else (x, y), epochs=8, lr=0.02)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(row["kl"] == 0 for row in history) == (kind == "ae")
+
+
+def test_stock_svi_follows_the_same_losses() -> None:
+    x, y, ours = binary(), torch.arange(N) % 3, a_cvae()
+    theirs = copy.deepcopy(ours)
+    losses: list[float] = []
+    original = CapturedSVI.step
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> float:
+        losses.append(original(self, *args, **kwargs))
+        return losses[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CapturedSVI, "step", spy)
+        run(ours, (x, y), epochs=3, lr=0.01)
+    svi = SVI(theirs.model, theirs.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    torch.manual_seed(0)
+    stock = []
+    for _ in range(3):
+        # total=len/B makes the scale 1/B on every batch, the last one included.
+        stock += [svi.step(x[i], y[i], total=len(i) / 8) for i in torch.randperm(N).split(8)]
+    assert losses == pytest.approx(stock, rel=1e-6)
+
+
+def test_stock_svi_can_take_over_from_fit() -> None:
+    # Pyro adds to gradients that it finds, so fit must leave none behind.
+    x, vae = binary(), a_vae()
+    run(vae, x)
+    assert all(p.grad is None for p in vae.parameters())
+
+
+# Settings
+
+
+def test_schedules_of_lr_and_beta_are_followed_by_the_epoch() -> None:
+    x, ours = binary(), a_vae()
+    theirs = copy.deepcopy(ours)
+    lr, beta = (lambda epoch: 0.05 / epoch), warmup(4, 2.0)
+    history = run(ours, x, epochs=3, lr=lr, beta=beta)
+    assert history.column("lr") == [0.05, 0.025, 0.05 / 3]
+    assert history.column("beta") == [0.5, 1.0, 1.5]
+    assert ours.beta == 1.5
+    expected = by_hand(theirs, x, batch_size=8, epochs=3, lr=lr, beta=beta)
+    for got, want in zip(columns(history), expected, strict=True):
+        assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_beta_none_leaves_the_models_own() -> None:
+    vae = a_vae(beta=0.25)
+    assert run(vae, binary()).column("beta") == [0.25, 0.25]
+    assert run(vae, binary(), beta=2).column("beta") == [2.0, 2.0]
+
+
+def test_clip_bounds_the_norm_of_the_whole_gradient() -> None:
+    x, vae = binary(), a_vae()
+    before = [p.clone() for p in vae.parameters()]
+    run(vae, x, epochs=1, batch_size=N, optim=torch.optim.SGD, lr=1.0, clip=0.01)
+    moved = torch.cat([(p - b).flatten() for p, b in zip(vae.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_clip_does_as_by_hand() -> None:
+    x, ours = binary(), a_vae()
+    theirs = copy.deepcopy(ours)
+    history = run(ours, x, lr=0.05, clip=0.1)
+    expected = by_hand(theirs, x, batch_size=8, lr=0.05, clip=0.1)
+    assert [c[0] for c in columns(history)] == pytest.approx([row[0] for row in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("optim", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam])
+def test_any_class_of_optimiser_works(optim: Any) -> None:
+    x, ours = binary(), a_vae()
+    theirs = copy.deepcopy(ours)
+    history = run(ours, x, lr=0.01, optim=optim)
+    expected = by_hand(theirs, x, batch_size=8, lr=0.01, optim=optim)
+    assert columns(history)[-1] == pytest.approx(expected[-1], rel=1e-4)
+    assert history.info["optim"] == optim.__name__
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"optim": pyro.optim.Adam({"lr": 1e-3})}, PartError, "torch.optim.Adam"),
+        ({"optim": torch.optim.LBFGS}, ConfigError, "LBFGS"),
+        ({"objective": Trace_ELBO}, PartError, "Trace_ELBO"),
+        ({"lr": "fast"}, ConfigError, "lr"),
+        ({"lr": True}, ConfigError, "lr"),
+        ({"lr": lambda epoch: -1.0}, ConfigError, "lr"),
+        ({"beta": math.nan}, ConfigError, "beta"),
+        ({"epochs": 0}, ConfigError, "epochs"),
+        ({"batch_size": 2.5}, ConfigError, "batch_size"),
+        ({"clip": 0.0}, ConfigError, "clip"),
+        ({"clip": math.nan}, ConfigError, "clip"),
+        ({"patience": 3}, ConfigError, "valid"),
+        ({"device": "gpu"}, ConfigError, "gpu"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], error: type, words: str) -> None:
+    vae = a_vae()
+    before = weights(vae)
+    with pytest.raises(error, match=words):
+        run(vae, binary(), **options)
+    assert same(before, weights(vae))
+    assert not list(pyro.get_param_store())
+
+
+def test_a_schedule_that_turns_nan_stops_training_before_it_does_harm() -> None:
+    vae = a_vae()
+    with pytest.raises(ConfigError, match="epoch 2"):
+        run(vae, binary(), epochs=4, lr=lambda epoch: 1e-3 if epoch == 1 else math.nan)
+    assert all(p.isfinite().all() for p in vae.parameters())
+
+
+def test_a_model_without_anything_to_train_is_refused() -> None:
+    vae = a_vae()
+    vae.requires_grad_(False)
+    with pytest.raises(ConfigError, match="parameters to train"):
+        run(vae, binary())
+
+
+def test_frozen_parameters_stay() -> None:
+    vae = a_vae()
+    vae.likelihood.requires_grad_(False)
+    before = weights(vae)
+    run(vae, binary(), lr=0.1)
+    moved = {k.split(".")[0] for k, v in weights(vae).items() if not torch.equal(v, before[k])}
+    assert moved == {"encoder"}
+
+
+# Random numbers
+
+
+def test_same_seed_same_numbers_bit_for_bit_and_another_seed_others() -> None:
+    x, first = binary(), a_vae()
+    models = [first, copy.deepcopy(first), copy.deepcopy(first)]
+    histories = []
+    for vae, seed in zip(models, (7, 7, 8), strict=True):
+        torch.rand(3)  # Whatever the caller drew before makes no difference.
+        histories.append(numbers(run(vae, x, seed=seed)))
+    assert histories[0] == histories[1] != histories[2]
+    assert same(weights(models[0]), weights(models[1]))
+    assert not same(weights(models[0]), weights(models[2]))
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_a_seed_leaves_the_callers_generator_untouched(loader: bool) -> None:
+    x = binary()
+    train = DataLoader(TensorDataset(x), 8, shuffle=True) if loader else x
+    vae, before = a_vae(), torch.get_rng_state()
+    run(vae, train, valid=train, callbacks=[lambda vae, history: vae.sample(2)])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_seed_uses_the_callers_generator() -> None:
+    x, first = binary(), a_vae()
+    models = [first, *(copy.deepcopy(first) for _ in range(2))]
+    histories = []
+    for vae, seed in zip(models, (1, 1, 2), strict=True):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        histories.append(numbers(run(vae, x, seed=None)))
+        assert not torch.equal(before, torch.get_rng_state())
+    assert histories[0] == histories[1] != histories[2]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"valid": True},
+        {"valid": "loader"},
+        {"callbacks": [lambda vae, history: bool(torch.rand(9).sum() < 0)]},
+        {"progress": True},
+        {"valid": True, "patience": 50},
+    ],
+    ids=" and ".join,
+)
+@pytest.mark.parametrize("seed", [0, None])
+def test_onlookers_change_no_number_of_training(extra: dict[str, Any], seed: int | None, capsys: Any) -> None:
+    x, alone = binary(), a_vae()
+    watched = copy.deepcopy(alone)
+    other = dict(extra)
+    if other.get("valid") == "loader":
+        other["valid"] = DataLoader(TensorDataset(binary()), 8, shuffle=True)
+    elif other.get("valid"):
+        other["valid"] = binary()
+    histories = []
+    for vae, options in [(alone, {"progress": False}), (watched, {"progress": False} | other)]:
+        torch.manual_seed(11)
+        histories.append(pv.fit(vae, x, epochs=2, batch_size=8, seed=seed, **options))
+    trained = [[{k: row[k] for k in ("loss", "reconstruction", "kl")} for row in h] for h in histories]
+    assert trained[0] == trained[1]
+    if "patience" not in extra:
+        assert same(weights(alone), weights(watched))
+
+
+def test_validation_is_the_same_number_every_time_and_agrees_with_evaluate() -> None:
+    x, vae = binary(), a_vae()
+    valid = binary(300)
+    history = run(vae, x, valid, lr=1e-12)
+    assert history[0]["valid_neg_elbo"] == pytest.approx(history[1]["valid_neg_elbo"], rel=1e-6)
+    exact = pv.evaluate(vae, valid, samples=2, draws=200)
+    assert history[0]["valid_neg_elbo"] == pytest.approx(exact["neg_elbo"], rel=0.02)
+    assert history[0]["valid_kl"] == pytest.approx(exact["kl"], rel=1e-4)
+
+
+def test_validation_means_count_the_rows_there_are() -> None:
+    x, vae = binary(), a_vae()
+    whole, dropped = (
+        run(copy.deepcopy(vae), x, valid, lr=1e-12)[0]["valid_kl"]
+        for valid in (x[:16], DataLoader(TensorDataset(x), 8, drop_last=True))
+    )
+    assert whole == pytest.approx(dropped, rel=1e-4)
+
+
+def test_validation_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    vae = pv.vae((D,), 2, hidden=[8], likelihood="Gaussian")
+    valid = binary()
+    valid[3] = 1e30
+    with pytest.raises(NonFiniteError, match="row that is not is 3"):
+        run(vae, binary(), valid, checkpoint=tmp_path)
+
+
+# Patience, callbacks, calling again
+
+
+def test_patience_stops_at_the_right_epoch_and_returns_the_best_weights() -> None:
+    x, vae, kept = binary(), a_vae(), []
+    # From the fourth epoch on, training goes far astray.
+    history = run(
+        vae,
+        x,
+        valid=binary(),
+        epochs=30,
+        patience=3,
+        lr=lambda epoch: 1e-3 if epoch < 4 else 5.0,
+        callbacks=[lambda vae, history: kept.append(weights(vae))],
+    )
+    values = history.column("valid_neg_elbo")
+    best = values.index(min(values))
+    assert len(history) == best + 1 + 3 < 30
+    assert same(weights(vae), kept[best])
+    assert not same(weights(vae), kept[-1])
+
+
+def test_patience_that_is_never_lost_returns_the_best_too() -> None:
+    vae, kept = a_vae(), []
+    history = run(
+        vae,
+        binary(),
+        valid=binary(),
+        epochs=5,
+        patience=100,
+        lr=lambda epoch: 1e-3 if epoch < 4 else 5.0,
+        callbacks=[lambda vae, history: kept.append(weights(vae))],
+    )
+    values = history.column("valid_neg_elbo")
+    assert same(weights(vae), kept[values.index(min(values))])
+
+
+def test_callbacks_see_every_epoch_and_only_true_stops() -> None:
+    seen: list[int] = []
+
+    def callback(vae: pv.VAE, history: pv.History) -> Any:
+        assert not vae.training
+        seen.append(len(history))
+        return len(history) == 3 or "not yet"
+
+    last: list[int] = []
+    history = run(a_vae(), binary(), epochs=9, callbacks=[callback, lambda vae, history: last.append(len(history))])
+    assert seen == last == [1, 2, 3]
+    assert len(history) == 3
+
+
+def test_a_callback_that_raises_leaves_the_store_clean() -> None:
+    def callback(vae: pv.VAE, history: pv.History) -> None:
+        raise KeyError("mine")
+
+    vae = a_vae()
+    with pytest.raises(KeyError, match="mine"):
+        run(vae, binary(), callbacks=[callback])
+    assert not list(pyro.get_param_store())
+    assert not vae.training
+
+
+def test_fit_again_continues_from_the_parameters() -> None:
+    x, vae = binary(100), a_vae()
+    first = run(vae, x, epochs=15, lr=0.01)
+    second = run(vae, x, epochs=1, lr=0.01)
+    assert len(second) == 1
+    assert second[0]["neg_elbo"] < first[0]["neg_elbo"] - 0.1
+
+
+def test_nothing_is_left_of_the_model_in_the_store_and_it_can_be_collected() -> None:
+    vae = a_vae()
+    pyro.param("a_users_own", torch.ones(2))
+    run(vae, binary(), valid=binary())
+    assert list(pyro.get_param_store()) == ["a_users_own"]
+    gone = weakref.ref(vae)
+    del vae
+    gc.collect()
+    assert gone() is None
+
+
+def test_history_holds_what_it_says() -> None:
+    history = run(a_vae(), binary(), valid=binary())
+    assert history.column("epoch") == [1, 2]
+    assert history.column("nothing") == [None, None]
+    assert all(row["seconds"] > 0 and row["rate"] > 0 for row in history)
+    info = history.info
+    assert (info["rows"], info["batch_size"], info["seed"], info["objective"]) == (N, 8, 0, "Trace_ELBO")
+    json.dumps([list(history), info], allow_nan=False)
+
+
+# Whatever holds data
+
+
+def test_every_holder_of_the_same_rows_gives_the_same_numbers() -> None:
+    x, y, first = binary(), torch.arange(N) % 3, a_cvae()
+    holders = [(x, y), [x, y], Split(x, y), TensorDataset(x, y), (x.numpy(), y.numpy()), (x.double(), y.int())]
+    results = [numbers(run(copy.deepcopy(first), holder)) for holder in holders]
+    assert all(result == results[0] for result in results)
+
+
+def test_a_data_loader_sets_the_batches() -> None:
+    x, y, vae = binary(), torch.arange(N) % 3, a_cvae()
+    twin = copy.deepcopy(vae)
+    history = run(vae, DataLoader(TensorDataset(x, y), 8), batch_size=3, lr=1e-12)
+    assert history.info["batch_size"] == 8
+    assert history[0]["loss"] == pytest.approx(run(twin, (x, y), lr=1e-12)[0]["loss"], rel=0.2)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_shuffled_loader_is_deterministic_under_a_seed(drop_last: bool) -> None:
+    x, first = binary(), a_vae()
+    loader = DataLoader(TensorDataset(x), 8, shuffle=True, drop_last=drop_last)
+    a, b = (run(copy.deepcopy(first), loader) for _ in range(2))
+    assert numbers(a) == numbers(b)
+    assert a[0]["loss"] == pytest.approx(a[0]["neg_elbo"], rel=1e-5)
+
+
+def test_labels_of_a_loader_that_come_late_are_no_surprise() -> None:
+    # The first batch holds class 0 alone; a warning here would be an error.
+    y = torch.arange(N) * 3 // N
+    vae = a_cvae()
+    run(vae, DataLoader(TensorDataset(binary(), y), 4))
+    assert vae.condition.seen.all()
+    vae.sample(1, y=torch.arange(3))
+
+
+def test_an_iterable_dataset_in_a_loader_trains() -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(torch.ones(11, D))
+
+    row = run(a_vae(), DataLoader(Stream(), 4), DataLoader(Stream(), 4))[0]
+    assert row["loss"] == pytest.approx(row["neg_elbo"], rel=1e-5)
+    with pytest.raises(DataError, match="DataLoader"):
+        run(a_vae(), Stream())
+
+
+def test_labels_of_a_data_set_are_ignored_without_a_condition_but_explicit_ones_are_refused() -> None:
+    x, y, first = binary(), torch.arange(N) % 3, a_vae()
+    plain, split, table = (numbers(run(copy.deepcopy(first), d)) for d in (x, Split(x, y), TensorDataset(x, y)))
+    assert plain == split == table
+    run(copy.deepcopy(first), DataLoader(TensorDataset(x, y), 8))
+    with pytest.raises(LabelError, match="no condition"):
+        run(first, (x, y))
+
+
+@pytest.mark.parametrize("train", ["digits", {"x": torch.zeros(3, D)}, torch.tensor(1.0), None, 3], ids=repr)
+def test_what_holds_no_rows_is_refused(train: Any) -> None:
+    with pytest.raises(ValueError, match="expected") as caught:
+        run(a_vae(), train)
+    assert isinstance(caught.value, pv.errors.PplVaeError)
+
+
+def test_validation_labels_are_not_training_labels() -> None:
+    vae = a_cvae()
+    with pytest.warns(UserWarning, match="label 2 was never seen in training"):
+        run(vae, (binary(), torch.arange(N) % 2), valid=(binary(), torch.full((N,), 2)))
+    assert vae.condition.seen.tolist() == [True, True, False]
+
+
+def test_later_training_may_show_new_labels() -> None:
+    vae = a_cvae()
+    run(vae, (binary(), torch.zeros(N, dtype=torch.long)))
+    run(vae, (binary(), torch.ones(N, dtype=torch.long)))
+    assert vae.condition.seen.tolist() == [True, True, False]
+
+
+def test_dynamic_binarisation_draws_afresh_every_epoch() -> None:
+    p = torch.full((200, D), 0.3)
+    p[:, 0] = 1.0
+    vae, seen = a_vae(), []
+    vae.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    run(vae, Split(p, binarize="dynamic"), epochs=40, batch_size=200)
+    epochs = torch.stack(seen[-40:])
+    assert set(epochs.unique().tolist()) == {0.0, 1.0}
+    assert (epochs[:, :, 0] == 1).all()
+    # 40 × 200 × 5 draws: five standard errors.
+    assert epochs[:, :, 1:].mean().item() == pytest.approx(0.3, abs=5 * (0.21 / 40_000) ** 0.5)
+    assert not torch.equal(epochs[0].sum(0), epochs[1].sum(0))
+    assert p.unique().numel() == 2  # The caller's probabilities are as they were.
+
+
+def test_dynamic_binarisation_wants_probabilities() -> None:
+    with pytest.raises(DataError, match="probabilities"):
+        run(a_vae(), Split(torch.full((9, D), 1.2), binarize="dynamic"))
+
+
+# Functions of the user's with parameters in Pyro's store
+
+
+def learned_prior(c: Any) -> Any:
+    loc = pyro.param("prior_loc", torch.zeros(2))
+    scale = pyro.param("prior_scale", torch.ones(2), constraint=dist.constraints.positive)
+    return dist.Normal(loc, scale).to_event(1)
+
+
+def a_vae_with_learned_function() -> pv.VAE:
+    torch.manual_seed(0)
+    x_parts = a_vae()
+    return pv.VAE(learned_prior, x_parts.likelihood, x_parts.encoder)
+
+
+def test_params_of_users_functions_are_trained_and_survive() -> None:
+    vae = a_vae_with_learned_function()
+    run(vae, binary(), lr=0.1)
+    store = pyro.get_param_store()
+    assert sorted(store) == ["prior_loc", "prior_scale"]
+    assert not torch.equal(store["prior_loc"], torch.zeros(2))
+    assert not torch.equal(store["prior_scale"], torch.ones(2))
+
+
+def test_patience_restores_params_of_users_functions_too() -> None:
+    vae, kept = a_vae_with_learned_function(), []
+
+    def keep(vae: pv.VAE, history: pv.History) -> None:
+        kept.append(pyro.param("prior_scale").detach().clone())
+
+    lr = [1e-3, 1e-3, 1.0, 1.0, 1.0]
+    history = run(vae, binary(), valid=binary(), epochs=5, patience=9, lr=lambda epoch: lr[epoch - 1], callbacks=[keep])
+    values = history.column("valid_neg_elbo")
+    assert values.index(min(values)) < 4
+    assert torch.equal(pyro.param("prior_scale"), kept[values.index(min(values))])
+
+
+def test_resuming_takes_up_params_of_users_functions(tmp_path: Path) -> None:
+    x = binary()
+    whole = a_vae_with_learned_function()
+    run(whole, x, epochs=4, lr=0.1)
+    expected = pyro.param("prior_scale").detach().clone()
+    pyro.clear_param_store()
+    run(a_vae_with_learned_function(), x, epochs=2, lr=0.1, checkpoint=tmp_path)
+    pyro.clear_param_store()
+    run(again := a_vae_with_learned_function(), x, epochs=4, lr=0.1, resume=tmp_path)
+    assert torch.equal(pyro.param("prior_scale"), expected)
+    assert same(weights(whole), weights(again))
+
+
+# Resuming
+
+SCRIPT = """
+import json, sys, torch
+import ppl_vae as pv
+
+def train(epochs, **options):
+    torch.manual_seed(0)
+    x, valid, y = (torch.rand(20, 6) < 0.4).float(), (torch.rand(9, 6) < 0.4).float(), torch.arange(20) % 3
+    vae = pv.cvae((6,), 2, 3, hidden=[8])
+    lr = lambda epoch: 1e-2 if epoch < 5 else 3.0
+    history = pv.fit(vae, (x, y), (valid, y[:9]), epochs=epochs, batch_size=8, lr=lr, progress=False, **options)
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "rate")} for row in history]
+    return rows, {k: v.tolist() for k, v in vae.state_dict().items()}
+
+if __name__ == "__main__":
+    json.dump(train(30, resume=sys.argv[1], patience=3), sys.stdout)
+"""
+
+
+def test_resuming_is_bit_identical_in_this_and_in_a_fresh_process(tmp_path: Path) -> None:
+    scope: dict[str, Any] = {"__name__": "script"}
+    exec(SCRIPT, scope)
+    train = scope["train"]
+    whole = train(30, patience=3)
+    assert len(whole[0]) < 30
+    for stop in (1, 3, len(whole[0]) - 1):
+        train(stop, patience=3, checkpoint=tmp_path / str(stop))
+        if stop != 3:
+            assert train(30, patience=3, resume=tmp_path / str(stop)) == whole
+    # What patience has stopped stays stopped.
+    assert train(30, patience=3, resume=tmp_path / "1") == whole
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "3")], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == json.loads(json.dumps(whole))
+
+
+@pytest.mark.parametrize("optim", [torch.optim.SGD, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adagrad])
+def test_every_epoch_of_every_optimiser_resumes_bit_identically(optim: Any, tmp_path: Path) -> None:
+    x, first = binary(), a_vae()
+    whole = copy.deepcopy(first)
+    history = run(whole, x, epochs=4, optim=optim, lr=0.01)
+    for epochs in (1, 2, 3, 4):
+        # One epoch a call: what is not in the state is lost three times.
+        resumed = copy.deepcopy(first)
+        state = {"checkpoint" if epochs == 1 else "resume": tmp_path}
+        again = run(resumed, x, epochs=epochs, optim=optim, lr=0.01, **state)
+    assert numbers(again) == numbers(history)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_steps_are_counted_on_after_resuming(tmp_path: Path) -> None:
+    x, first = binary(), a_vae()
+    run(copy.deepcopy(first), x, epochs=2, checkpoint=tmp_path)
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 6
+    with pytest.raises(NonFiniteError, match="step 8:"):
+        run(copy.deepcopy(first), x, epochs=9, lr=1e30, resume=tmp_path)
+
+
+def test_a_shuffled_loader_resumes_bit_identically(tmp_path: Path) -> None:
+    loader, first = DataLoader(TensorDataset(binary()), 8, shuffle=True), a_vae()
+    whole, resumed = copy.deepcopy(first), copy.deepcopy(first)
+    history = run(whole, loader, epochs=3)
+    run(copy.deepcopy(first), loader, epochs=1, checkpoint=tmp_path)
+    torch.rand(5)
+    assert numbers(run(resumed, loader, epochs=3, resume=tmp_path)) == numbers(history)
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+    first = copy.deepcopy(vae)
+    history = run(vae, x, checkpoint=tmp_path)
+    again = run(first, x, resume=tmp_path)
+    assert list(again) == list(history)
+    assert same(weights(first), weights(vae))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"seed": 1}, "seed: 0 then, 1 now"),
+        ({"batch_size": 5}, "batch_size: 8 then, 5 now"),
+        ({"optim": torch.optim.SGD}, "optim: 'Adam' then, 'SGD' now"),
+        ({"clip": 1.0}, "clip"),
+        ({"objective": Analytic()}, "objective"),
+    ],
+)
+def test_resuming_another_run_is_refused(options: dict[str, Any], named: str, tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+    run(vae, x, checkpoint=tmp_path)
+    before, files = weights(vae), {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=named):
+        run(vae, x, epochs=3, resume=tmp_path, **options)
+    assert same(before, weights(vae))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == files
+
+
+def test_resuming_on_other_data_or_another_model_is_refused(tmp_path: Path) -> None:
+    x, y = binary(), torch.arange(N) % 3
+    run(a_cvae(), (x, y), checkpoint=tmp_path)
+    other = x.clone()
+    other[7, 2] = 1 - other[7, 2]
+    for train in [(other, y), (x, (y + 1) % 3)]:
+        with pytest.raises(CheckpointError, match="data: "):
+            run(a_cvae(), train, resume=tmp_path)
+    with pytest.raises(CheckpointError, match="rows: 20 then, 19 now"):
+        run(a_cvae(), (x[:19], y[:19]), resume=tmp_path)
+    with pytest.raises(CheckpointError, match=r"expected float32 \(6, 8\), got float32 \(4, 8\)"):
+        run(pv.cvae((D,), 3, 3, hidden=[8]), (x, y), resume=tmp_path)
+
+
+@pytest.mark.parametrize("key", ["history", "steps", "optimizer", "best", "settings", "weights"])
+def test_a_state_with_a_part_missing_is_refused(key: str, tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+    run(vae, x, checkpoint=tmp_path)
+    path = tmp_path / "training.json"
+    state = json.loads(path.read_text())
+    del state[key]
+    path.write_text(json.dumps(state))
+    before = weights(vae)
+    with pytest.raises(CheckpointError):
+        run(vae, x, epochs=3, resume=tmp_path)
+    assert same(before, weights(vae))
+
+
+def test_a_damaged_or_missing_state_is_refused(tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+    with pytest.raises(CheckpointError, match="expected a saved training"):
+        run(vae, x, resume=tmp_path)
+    run(vae, x, checkpoint=tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        run(vae, x, epochs=3, resume=tmp_path)
+
+
+# The guard
+
+
+class Misbehaving(nn.Module):
+    """A Gaussian likelihood that fails in the given call while it trains."""
+
+    def __init__(self, how: str, at: int) -> None:
+        super().__init__()
+        self.loc, self.how, self.at, self.calls = nn.Linear(2, D), how, at, 0
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Any:
+        loc, scale = self.loc(z), torch.ones(())
+        # The first call prepares, the guard's own look at a failed step repeats the last.
+        failing = self.training and self.calls in (self.at, self.at + 1)
+        self.calls += 1
+        if failing:
+            bad = torch.zeros_like(loc)
+            if self.how == "nan":
+                loc = loc + math.nan
+            elif self.how == "one nan":
+                bad[-1, -1] = math.nan
+                loc = loc + bad
+            elif self.how == "inf":
+                loc = loc + math.inf
+            elif self.how == "zero scale":
+                scale = scale * 0
+            else:
+                # A finite value with a gradient that is not: the square root at zero.
+                loc = loc + (loc * 0).abs().sqrt()
+        return dist.Normal(loc, scale).to_event(1)
+
+
+@pytest.mark.parametrize("how", ["nan", "one nan", "inf", "zero scale", "gradient"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_fault_17_a_step_that_is_not_finite_changes_nothing(how: str, step: int) -> None:
+    x = torch.randn(400, D)
+    vae = pv.VAE(pv.priors.Standard(2), Misbehaving(how, step), pv.encoders.Gaussian(2, (D,), hidden=(8,)))
+    kept: list[Any] = []
+    original = CapturedSVI.step
+
+    def moments(svi: CapturedSVI) -> dict[int, dict[str, Tensor]]:
+        return copy.deepcopy(svi.optim.optimizer.state_dict()["state"])
+
+    def spy(self: CapturedSVI, *args: Any, **kwargs: Any) -> float:
+        kept.append((weights(vae), moments(self), self))
+        return original(self, *args, **kwargs)
+
+    site = "the gradient of" if how == "gradient" else "site 'x' of the model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CapturedSVI, "step", spy)
+        with pytest.raises(NonFiniteError, match=f"step {step}: .*{site}"):
+            run(vae, x, epochs=1, batch_size=100, lr=0.01)
+    assert len(kept) == step
+    weights_before, moments_before, svi = kept[-1]
+    assert same(weights_before, weights(vae))
+    assert moments(svi).keys() == moments_before.keys()
+    assert all(same(state, moments_before[i]) for i, state in moments(svi).items())
+    assert not list(pyro.get_param_store())
+    assert all(p.grad is None for p in vae.parameters())
+
+
+@pytest.mark.parametrize("optim", [torch.optim.SGD, torch.optim.Adam])
+def test_fault_17_an_absurd_learning_rate_is_caught_at_the_next_step(optim: Any) -> None:
+    vae, x = a_vae(), binary()
+    with pytest.raises(NonFiniteError, match=r"step 2: .*site 'z' of the guide"):
+        run(vae, x, lr=1e30, optim=optim)
+
+
+def test_an_error_of_the_users_own_is_not_taken_for_a_number() -> None:
+    class Broken(nn.Module):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Linear(2, D)
+
+        def forward(self, z: Tensor, c: Any = None) -> Any:
+            self.calls += 1
+            if self.calls > 3:
+                raise ValueError("no finance today: nan")
+            return dist.Normal(self.loc(z), 1.0).to_event(1)
+
+    vae = pv.VAE(pv.priors.Standard(2), Broken(), pv.encoders.Gaussian(2, (D,)))
+    with pytest.raises(ValueError, match="no finance today") as caught:
+        run(vae, torch.randn(30, D))
+    assert not isinstance(caught.value, pv.errors.PplVaeError)
+
+
+def test_a_value_outside_the_support_is_named_as_such() -> None:
+    vae = pv.VAE(
+        pv.priors.Standard(2),
+        lambda z, c: dist.Poisson(z.exp().sum(-1, keepdim=True).expand(-1, D)).to_event(1),
+        pv.encoders.Gaussian(2, (D,)),
+    )
+    with pytest.raises(ValueError, match="support"):
+        run(vae, torch.full((9, D), 0.5))
+
+
+class Rows(Dataset):
+    """A data set of one's own, one row a call."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return torch.full((D,), float(i % 2)).numpy(), i % 3
+
+
+def test_a_dataset_of_ones_own_trains_both_ways() -> None:
+    for train in (Rows(), DataLoader(Rows(), 3, shuffle=True)):
+        assert len(run(a_cvae(), train)) == 2
+        assert len(run(a_vae(), train)) == 2

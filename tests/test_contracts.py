@@ -21,6 +21,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from ppl_vae import VAE, OneHot, Unconditional, encoders, likelihoods, presets, priors
+from ppl_vae.capture import CapturedSVI
 from ppl_vae.distributions import as_pyro, zuko
 from ppl_vae.errors import PplVaeError, ShapeError
 from ppl_vae.networks import Conv, join
@@ -634,6 +635,28 @@ def test_stock_svi_lowers_the_loss(case):
     for _ in range(25):
         svi.step(x, y)
     assert loss() < before
+
+
+# An adaptive solver looks at values to choose its steps.
+TAKES_STOCK_STEPS = {"CNF"}
+
+
+@cases()
+@pytest.mark.filterwarnings("ignore::ppl_vae.capture.CaptureWarning")
+def test_captured_steps_equal_stock(case):
+    """Every loss of twelve steps, so gradients, updates and random numbers as well."""
+    vae = case.vae()
+    twin = copy.deepcopy(vae)
+    x, y = case.x(), case.y()
+    stock = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    adam = functools.partial(torch.optim.Adam, lr=1e-2)
+    captured = CapturedSVI(twin.model, twin.guide, adam, Trace_ELBO(), backend="graph")
+    losses = []
+    for svi in (stock, captured):
+        torch.manual_seed(0)
+        losses.append([svi.step(x, y) for _ in range(12)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6, abs=1e-6)
+    assert captured.backend == ("off" if case.name in TAKES_STOCK_STEPS else "graph")
 
 
 @cases()

@@ -337,7 +337,7 @@ def test_threshold_is_half_of_the_range(scale):
     for split, binary in zip(splits(grey), splits(d), strict=True):
         assert torch.equal(binary.x, (split.x >= 8).float())
         assert torch.equal(binary.y, split.y)
-        assert binary.binarize == "none"
+        assert binary.binarize == "threshold"
     assert (d.range, d.levels, d.binarization) == ((0.0, 1.0), 1, "threshold")
 
 
@@ -361,7 +361,7 @@ def test_static_draws_are_pinned_and_unbiased(scale):
 def test_dynamic_keeps_probabilities_to_train_on_and_draws_the_rest_once():
     static, d = data.load("digits", binarize="static"), data.load("digits", binarize="dynamic")
     assert torch.equal(d.train.x, data.load("digits", scale="unit").train.x)
-    assert [s.binarize for s in splits(d)] == ["dynamic", "none", "none"]
+    assert [s.binarize for s in splits(d)] == ["dynamic", "static", "static"]
     assert torch.equal(d.valid.x, static.valid.x)
     assert torch.equal(d.test.x, static.test.x)
     assert (d.range, d.levels, d.binarization) == ((0.0, 1.0), 1, "dynamic")
@@ -536,7 +536,7 @@ def test_splits_that_do_not_fit_each_other_are_refused():
             lambda: data.load("digits", binarize="static", seed=-1),
             "expected a seed from 0 to 2³² - 1, got -1",
         ),
-        (lambda: data.Split(torch.zeros(2, 2), binarize="static"), "one of 'none', 'dynamic', got 'static'"),
+        (lambda: data.Split(torch.zeros(2, 2), binarize="statc"), "got 'statc'"),
         (lambda: data.load("digits").head(0), r"expected at least one row, got head\(0\)"),
     ],
 )

@@ -11,7 +11,7 @@ snapshot of Python numbers taken here gives it a name.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyro
@@ -35,8 +35,12 @@ class Program:
         roots = [found for found in self._found.values() if isinstance(found, nn.Module)]
         self.modules = list({id(m): m for root in roots for m in root.modules()}.values())
 
-    def key(self) -> tuple[Any, ...]:
-        """Return what decides the graph: modes, parameters, and the ``structure`` that a module says of itself."""
+    def key(self, names: Iterable[str] = ()) -> tuple[Any, ...]:
+        """Return what decides the graph: modes, the ``structure`` a module says of itself, and parameters.
+
+        Arguments:
+            names: of parameters to look for in Pyro's store, where those made by ``pyro.param`` live.
+        """
         modes = tuple((id(m), m.training, getattr(m, "structure", None)) for m in self.modules)
         own = tuple(
             (id(p), p.requires_grad, p.dtype, p.device)
@@ -44,9 +48,8 @@ class Program:
             for p in m._parameters.values()
             if p is not None
         )
-        # Parameters made by pyro.param live in the store alone.
-        stored = tuple((name, id(p)) for name, p in pyro.get_param_store().get_state()["params"].items())
-        return modes, own, stored
+        params = pyro.get_param_store().get_state()["params"]
+        return modes, own, tuple(id(params.get(name)) for name in names)
 
     @property
     def buffers(self) -> list[Tensor]:

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .simplify import simplify
+
 __all__ = ["Generators", "record"]
 
 _lock = threading.Lock()
@@ -54,8 +56,8 @@ def record(
     # Validation looks at values, which a recording must not; it was on in the run before this one.
     with _lock, pyro.validation_enabled(False), _no_host_reads():
         graph = make_fx(run)(*inputs)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    with torch.no_grad():
+        simplify(graph, inputs)
     return graph
 
 

@@ -120,8 +120,9 @@ class CapturedSVI(SVI):
         if precision not in ("32", "bf16-mixed"):
             raise ConfigError(f"precision: expected '32' or 'bf16-mixed', got {precision!r}")
         self.elbo, self.check_every, self.weight, self.precision = loss, check_every, weight, precision
-        self.backend: str = backend
         self._choose, self.planned = backend == "auto", steps
+        short = backend == "auto" and steps is not None and steps < _WORTH_RECORDING
+        self.backend: str = "off" if short else backend
         self.batch = batch or (lambda *args, **kwargs: (args, kwargs))
         self.watch = watch
         self.steps = 0
@@ -260,8 +261,6 @@ class CapturedSVI(SVI):
 
     def _replay(self, args: Any, kwargs: Any) -> tuple[Replay | None, list[Tensor], Any]:
         """The graph for these arguments and the program as it is now; None for a stock step."""
-        if self.backend == "auto" and self.planned is not None and self.planned < _WORTH_RECORDING:
-            return None, [], None
         if self.backend == "auto" and self.optim.leaves:
             self.backend = "cudagraph" if self._device.type == "cuda" and self.optim.fused else "graph"
         if self.backend == "cudagraph" and self.optim.leaves:
@@ -274,7 +273,7 @@ class CapturedSVI(SVI):
         tensors = [value for value in flat if isinstance(value, Tensor)]
         inputs = tuple((v.shape, v.dtype, v.device, v.requires_grad) if isinstance(v, Tensor) else v for v in flat)
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        key = inputs, spec, self._program.key(), autocast
+        key = inputs, spec, self._program.key(self.optim.leaves), autocast
         if key not in self._met:
             if len(self._met) >= _MOST_SHAPES:
                 self._fall_back(

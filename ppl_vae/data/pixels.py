@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, LabelError, ShapeError
-from .splits import PARTS, Data, Split
+from .splits import BINARIZE, PARTS, Data, Split
 
 __all__ = ["BINARIZE", "SCALE", "as_data"]
 
-BINARIZE = ("none", "threshold", "static", "dynamic")
 SCALE = ("levels", "unit")
 
 
@@ -51,10 +50,10 @@ def _binary(split: Split, part: str, top: int, how: str, seed: int) -> Split:
             "there (scale='unit' does, by the training range), pass integer counts, or binarize='none'"
         )
     if how == "threshold":
-        return dataclasses.replace(split, x=(p >= 0.5).float())
+        return dataclasses.replace(split, x=(p >= 0.5).float(), binarize=how)
     if how == "dynamic" and part == "train":
         return dataclasses.replace(split, x=p, binarize="dynamic")
-    return dataclasses.replace(split, x=_draw(p, seed, PARTS.index(part)))
+    return dataclasses.replace(split, x=_draw(p, seed, PARTS.index(part)), binarize="static")
 
 
 def _draw(p: Tensor, seed: int, stream: int) -> Tensor:

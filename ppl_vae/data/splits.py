@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
 
-__all__ = ["PARTS", "Data", "Split", "check_finite", "known"]
+__all__ = ["BINARIZE", "PARTS", "Data", "Split", "check_finite", "known"]
 
 PARTS = ("train", "valid", "test")
+BINARIZE = ("none", "threshold", "static", "dynamic")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,12 +27,12 @@ class Split(torch.utils.data.Dataset[tuple[Tensor, ...]]):
     Arguments:
         x: pixels ``(N, *x_shape)``, floating point.
         y: labels ``(N,)``, int64, or None.
-        binarize: "none", or "dynamic": x holds probabilities, and whoever trains on a row first draws its 0/1
-            pixels from them. Indexing gives x as it is.
+        binarize: what was done to x, "none", "threshold" or "static"; or what is to be, "dynamic": x holds
+            probabilities, and whoever trains on a row first draws its 0/1 pixels from them. Indexing gives x as it is.
 
     Raises:
         ShapeError: x has no pixel dimension, or y is not one label a row.
-        ConfigError: binarize is neither of the two.
+        ConfigError: binarize is another word.
 
     Example:
         >>> Split(torch.zeros(5, 3), torch.arange(5)).subset([4, 0])[0]
@@ -43,7 +44,7 @@ class Split(torch.utils.data.Dataset[tuple[Tensor, ...]]):
     binarize: str = "none"
 
     def __post_init__(self) -> None:
-        known("binarize", self.binarize, ("none", "dynamic"))
+        known("binarize", self.binarize, BINARIZE)
         shape = tuple(self.x.shape)
         if len(shape) < 2:
             raise ShapeError(f"expected x of shape (N, *x_shape), got {shape}: pass x[:, None] for one pixel a row")

@@ -1,0 +1,99 @@
+r"""Simplification: a recorded graph computes nothing twice and copies nothing for nothing.
+
+.. math:: f(a) = f(a)
+
+What a program writes twice, the recording holds twice: a prior evaluated for the loss and for what is watched, a
+transpose for the forward and for the backward pass. Only operations without randomness, on tensors that nothing writes
+to, are merged, so every number stays what it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+__all__ = ["simplify"]
+
+aten = torch.ops.aten
+# Operations that give back what they were given, if shape and dtype are what they were.
+_IDENTITIES = (aten.alias.default, aten.expand.default, aten.view.default, aten.detach.default, aten._to_copy.default)
+
+
+def simplify(graph: GraphModule, inputs: Any) -> None:
+    """Merge equal operations and drop those that do nothing, in place.
+
+    Arguments:
+        graph: from ``make_fx``.
+        inputs: to run it on once, for the shapes.
+    """
+    kinds = _Kinds(graph)
+    kinds.run(*inputs)
+    dirty = _written(graph)
+    seen: dict[Any, Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and node not in dirty:
+            _merge(node, seen, ("get_attr", id(getattr(graph, node.target))))
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        touched = {node, *node.all_input_nodes} & dirty
+        if touched or node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags:
+            continue
+        if node.target in _IDENTITIES and kinds.of.get(node) == kinds.of.get(node.args[0]) is not None:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+            continue
+        _merge(node, seen, (node.target, _frozen(node.args), _frozen(node.kwargs)))
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _merge(node: Node, seen: dict[Any, Node], key: Any) -> None:
+    if (first := seen.setdefault(key, node)) is not node:
+        node.replace_all_uses_with(first)
+        node.graph.erase_node(node)
+
+
+def _frozen(value: Any) -> Any:
+    """Arguments as something to look up: 1, 1.0 and True are three things."""
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _frozen(v)) for k, v in value.items())
+    return value if isinstance(value, Node) else (type(value), repr(value))
+
+
+def _written(graph: GraphModule) -> set[Node]:
+    """Every node that shares memory with one that an operation writes to."""
+    root: dict[Node, Node] = {}
+    dirty: set[Node] = set()
+    for node in graph.graph.nodes:
+        root[node] = node
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        given = [*node.args, *node.kwargs.values()]
+        for argument, value in zip(node.target._schema.arguments, given, strict=False):
+            if argument.alias_info is None or not isinstance(value, Node):
+                continue
+            root[node] = root[value]
+            if argument.alias_info.is_write:
+                dirty.add(root[value])
+    same = {id(getattr(graph, str(n.target))) for n in dirty if n.op == "get_attr"}
+    held = {n for n in root if n.op == "get_attr" and id(getattr(graph, str(n.target))) in same}
+    return {node for node, origin in root.items() if origin in dirty | held}
+
+
+class _Kinds(Interpreter):
+    """Runs a graph and notes shape, stride and dtype of every result."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.of: dict[Node, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node and note what came of it."""
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            self.of[n] = value.shape, value.stride(), value.dtype, value.device
+        return value

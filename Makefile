@@ -1,9 +1,9 @@
-# The habits: `make demo`, `make test`, `make lint`. Each makes .venv first if there is none.
+# The habits: `make demo`, `make test`, `make lint`, `make bench`. Each makes .venv first if there is none.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/ppl-vae train --data digits --prior Gaussian --likelihood Binomial --latent 16 \
@@ -20,6 +20,10 @@ lint: $(VENV)/installed-test
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Twenty minutes or so on a quiet machine; what it prints is worth nothing on a busy one.
+bench: $(VENV)/installed
+	for name in step_time epoch_time scaling cold_start; do $(BIN)/python benchmarks/$$name.py --save || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

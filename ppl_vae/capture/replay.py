@@ -36,12 +36,13 @@ class Replay:
         self.static: StaticStep | None = None
         self.watched: dict[str, Tensor] = {}
 
-    def compile(self) -> None:
-        """Run it through inductor from now on."""
+    def compile(self, tensors: Sequence[Tensor]) -> None:
+        """Run it through inductor from now on; it is run once, on these inputs, to compile it now."""
         # The eager generators, so that a seed gives the same numbers as without a compiler.
-        self.run = torch.compile(self.graph, dynamic=False, options={"fallback_random": True})
-        # A compiler is code that was not checked yet.
-        self.runs, self.compiled = 0, True
+        compiled = torch.compile(self.graph, dynamic=False, options={"fallback_random": True})
+        with torch.no_grad():
+            compiled(*tensors)
+        self.run, self.compiled = compiled, True
 
     @torch.no_grad()
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

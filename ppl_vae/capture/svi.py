@@ -25,6 +25,7 @@ from pyro.infer import ELBO, SVI
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -149,6 +150,7 @@ class CapturedSVI(SVI):
                 self._met[key] = self._leaves
         elif replay.runs < _FIRST_CHECKS or self.steps % self.check_every == 0:
             self._look_at_flag()
+            self._late.clear()
             state = Generators(before.devices, self._program.buffers)
             expected = self._stock(args, kwargs, before)
             state.restore()
@@ -309,8 +311,13 @@ class CapturedSVI(SVI):
             state.restore()
         replay = Replay(graph, list(leaves), self._program.numbers())
         if self.backend == "inductor" or self._repays_compiling(replay, tensors, state):
-            self.backend = "inductor"
-            replay.compile()
+            try:
+                replay.compile(tensors)
+                self.backend = "inductor"
+            except (RuntimeError, OSError, TorchDynamoException) as error:
+                self.backend = "graph"
+                warnings.warn(f"not compiled, but replayed as recorded: {_first_line(error)}", CaptureWarning, stacklevel=4)
+            state.restore()
         return replay
 
     def _repays_compiling(self, replay: Replay, tensors: list[Tensor], state: Generators) -> bool:

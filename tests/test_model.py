@@ -658,13 +658,13 @@ def test_log_prob_is_exact_under_the_exact_posterior_whatever_the_chunks(n, monk
     x = torch.randn(n, 3, dtype=torch.float64)
     expected = dist.Normal(torch.zeros(3).double(), math.sqrt(2)).to_event(1).log_prob(x)
     for chunk in (1, 3 * n * 5, 2**22):
-        monkeypatch.setattr("ppl_vae.model._CHUNK", chunk)
+        monkeypatch.setattr("ppl_vae.model.vae._CHUNK", chunk)
         torch.testing.assert_close(exact().log_prob(x, samples=17), expected, rtol=0, atol=1e-10)
         assert -loss(exact(), x) == pytest.approx(expected.sum().item(), abs=1e-9)
 
 
 def test_log_weights_come_in_bounded_chunks_that_add_up(monkeypatch):
-    monkeypatch.setattr("ppl_vae.model._CHUNK", 5 * N * 12)
+    monkeypatch.setattr("ppl_vae.model.vae._CHUNK", 5 * N * 12)
     sizes = [tuple(w.shape) for w in vae().log_weights(binary(), samples=17)]
     assert sizes == [(5, N), (5, N), (5, N), (2, N)]
 
@@ -689,7 +689,7 @@ def test_log_prob_under_other_chunks_differs_by_noise_only(monkeypatch):
     model, x = vae().double(), binary().double()
     w = torch.cat(list(model.log_weights(x, samples=4_000))).exp()
     one, error = w.mean(0), w.std(0) / math.sqrt(4_000)
-    monkeypatch.setattr("ppl_vae.model._CHUNK", 100 * x.numel())
+    monkeypatch.setattr("ppl_vae.model.vae._CHUNK", 100 * x.numel())
     other = model.log_prob(x, samples=4_000).exp()
     assert ((other - one).abs() < 5.5 * math.sqrt(2) * error).all()
 

@@ -34,6 +34,7 @@ class Program:
         self._found = dict(_reachable(functions))
         roots = [found for found in self._found.values() if isinstance(found, nn.Module)]
         self.modules = list({id(m): m for root in roots for m in root.modules()}.values())
+        self._structured = [m for m in self.modules if hasattr(type(m), "structure")]
 
     def key(self, names: Iterable[str] = ()) -> tuple[Any, ...]:
         """Return what decides the graph: modes, the ``structure`` a module says of itself, and parameters.
@@ -41,7 +42,7 @@ class Program:
         Arguments:
             names: of parameters to look for in Pyro's store, where those made by ``pyro.param`` live.
         """
-        modes = tuple((id(m), m.training, getattr(m, "structure", None)) for m in self.modules)
+        modes = tuple((id(m), m.training) for m in self.modules), tuple(m.structure for m in self._structured)
         own = tuple(
             (id(p), p.requires_grad, p.dtype, p.device)
             for m in self.modules

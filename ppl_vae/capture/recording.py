@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .simplify import simplify
 
-__all__ = ["Generators", "record"]
+__all__ = ["Generators", "cuda_devices", "record", "total"]
 
 _lock = threading.Lock()
 
@@ -42,16 +42,16 @@ def record(
         inputs: tensors like those of every replay.
 
     Returns:
-        A module: inputs → (loss, gradients, watched values).
+        A module: inputs → (loss, gradients, watched values, :func:`total`).
     """
 
-    def run(*tensors: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    def run(*tensors: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor], Tensor]:
         args, kwargs = batch(*tensors)
         with watch() as watched:
             loss = loss_of(*args, **kwargs)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         filled = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients, strict=True)]
-        return loss.detach(), filled, watched.values()
+        return loss.detach(), filled, watched.values(), total(loss.detach(), filled)
 
     # Validation looks at values, which a recording must not; it was on in the run before this one.
     with _lock, pyro.validation_enabled(False), _no_host_reads():
@@ -59,6 +59,11 @@ def record(
     with torch.no_grad():
         simplify(graph, inputs)
     return graph
+
+
+def total(loss: Tensor, gradients: Iterable[Tensor]) -> Tensor:
+    """Return the sum of everything: NaN or infinite if anything in it is, and one number to look at."""
+    return sum((gradient.sum() for gradient in gradients), loss)
 
 
 @contextlib.contextmanager
@@ -80,6 +85,11 @@ def _no_host_reads() -> Iterator[None]:
     finally:
         for module, name, original in saved:
             setattr(module, name, original)
+
+
+def cuda_devices(device: torch.device) -> list[torch.device]:
+    """Return [device] for a CUDA device, else []: what ``fork_rng`` must fork besides the CPU."""
+    return [device] if device.type == "cuda" else []
 
 
 class Generators:

@@ -48,7 +48,7 @@ class Replay:
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the gradients by name."""
         self.runs += 1
-        loss, gradients, self.watched = self.run(*tensors)
+        loss, gradients, self.watched, self.total = self.run(*tensors)
         return loss, dict(zip(self.names, gradients, strict=True))
 
 
@@ -90,8 +90,7 @@ class StaticStep:
     @torch.no_grad()
     def _step(self) -> None:
         self.loss, gradients = self.replay(self.inputs)
-        total = self.loss + torch.stack([gradient.sum() for gradient in gradients.values()]).sum()
-        self.flag.copy_(torch.maximum(self.flag, (~total.isfinite()).to(self.flag)))
+        self.flag.copy_(torch.maximum(self.flag, (~self.replay.total.isfinite()).to(self.flag)))
         counts = self.flag == 0
         self.optim.optimizer.found_inf = self.flag
         for name, gradient in gradients.items():

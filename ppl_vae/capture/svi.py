@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI
@@ -29,18 +28,17 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import CaptureError, ConfigError, NonFiniteError, PplVaeError
+from ..errors import ConfigError, NonFiniteError, PplVaeError
+from .guard import LastSite, compare, first_bad_site, first_line, unconstrained
 from .optimiser import Together
 from .program import Program
-from .recording import Generators, record
+from .recording import Generators, cuda_devices, record
+from .recording import total as _total
 from .replay import Replay, StaticStep
 
-__all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Watch", "cuda_devices"]
+__all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Watch"]
 
 Backend = Literal["auto", "off", "graph", "inductor", "cudagraph"]
-# How far a replay may be from the stock step, relative to the loss and to the norm of the gradient; inductor reorders
-# sums.
-_RECORDED, _COMPILED = (1e-6, 1e-5), (1e-4, 1e-3)
 _FIRST_CHECKS = 3
 _MOST_SHAPES = 32
 # Recording takes as long as about so many stock steps of a small model.
@@ -146,6 +144,7 @@ class CapturedSVI(SVI):
         replay, tensors, key = self._replay(args, kwargs)
         if replay is None:
             loss, gradients = self._stock(args, kwargs, before)
+            total = _total(loss, gradients.values())
             if key is not None:
                 self._met[key] = self._leaves
         elif replay.runs < _FIRST_CHECKS or self.steps % self.check_every == 0:
@@ -155,14 +154,18 @@ class CapturedSVI(SVI):
             expected = self._stock(args, kwargs, before)
             state.restore()
             loss, gradients = replay(tensors)
-            self._compare(replay, (loss, gradients), expected)
+            total = replay.total
+            now = self._program.numbers()
+            compare((loss, gradients), expected, replay.compiled, replay.numbers, now, self.steps)
             self.watched = replay.watched
         elif self.backend == "cudagraph":
             return self._static_step(replay, tensors, before, (args, kwargs))
         else:
             loss, gradients = replay(tensors)
+            total = replay.total
             self.watched = replay.watched
-        self._refuse_non_finite(loss, gradients, before, args, kwargs)
+        if not math.isfinite(float(total)):
+            self._refuse_non_finite(loss, gradients, before, (args, kwargs))
         leaves = self.optim.leaves
         for name, gradient in gradients.items():
             leaves[name].grad = gradient
@@ -224,7 +227,7 @@ class CapturedSVI(SVI):
                 raise
             raise NonFiniteError(self._non_finite(math.nan, where)) from error
         self.watched = watch.values()
-        self._leaves = _unconstrained(params.trace)
+        self._leaves = unconstrained(params.trace)
         self.optim.meet(self._leaves)
         gradients = {name: leaf.grad * self.weight for name, leaf in self._leaves.items() if leaf.grad is not None}
         self.optim.zero_grad()
@@ -240,7 +243,7 @@ class CapturedSVI(SVI):
         program_args, program_kwargs = self.batch(*args, **kwargs)
         with poutine.trace(param_only=True) as params, torch.no_grad():
             self.loss(self.model, self.guide, *program_args, **program_kwargs)
-        leaves = _unconstrained(params.trace)
+        leaves = unconstrained(params.trace)
         self.optim.meet(leaves)
         state.restore()
         _, _, key = self._replay(args, kwargs)
@@ -298,7 +301,7 @@ class CapturedSVI(SVI):
             args, kwargs = pytree.tree_unflatten(full, spec)
             return self.batch(*args, **kwargs)
 
-        last = _LastSite()
+        last = LastSite()
         try:
             if (reason := self._cannot(*batch(*tensors))) is not None:
                 return self._fall_back(reason)
@@ -306,7 +309,7 @@ class CapturedSVI(SVI):
                 graph = record(self._loss_of, list(leaves.values()), batch, self.watch, tensors)
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             # Whatever is wrong with the program itself, the stock step that follows will say.
-            return self._fall_back(f"recording stopped {last}: {_first_line(error)}")
+            return self._fall_back(f"recording stopped {last}: {first_line(error)}")
         finally:
             state.restore()
         replay = Replay(graph, list(leaves), self._program.numbers())
@@ -316,7 +319,9 @@ class CapturedSVI(SVI):
                 self.backend = "inductor"
             except (RuntimeError, OSError, TorchDynamoException) as error:
                 self.backend = "graph"
-                warnings.warn(f"not compiled, but replayed as recorded: {_first_line(error)}", CaptureWarning, stacklevel=4)
+                warnings.warn(
+                    f"not compiled, but replayed as recorded: {first_line(error)}", CaptureWarning, stacklevel=4
+                )
             state.restore()
         return replay
 
@@ -355,51 +360,16 @@ class CapturedSVI(SVI):
             warnings.warn(f"this program takes stock steps: {reason}", CaptureWarning, stacklevel=4)
         self._warned, self.backend = True, "off"
 
-    def _compare(self, replay: Replay, got: Any, expected: Any) -> None:
-        """Raise unless a replay is the stock step to rounding."""
-        tolerances = _COMPILED if replay.compiled else _RECORDED
-        loss, stock = got[0].item(), expected[0].item()
-        if not (math.isfinite(loss) or math.isfinite(stock)):
-            return
-        of_loss = abs(loss - stock) / max(1.0, abs(stock))
-        names = got[1].keys() | expected[1].keys()
-        zero = torch.zeros(())
-        square = sum((got[1].get(n, zero) - expected[1].get(n, zero)).double().square().sum().item() for n in names)
-        norm = sum(g.double().square().sum().item() for g in expected[1].values())
-        of_gradient = math.sqrt(square) / max(math.sqrt(norm), 1e-12)
-        if of_loss <= tolerances[0] and of_gradient <= tolerances[1]:
-            return
-        now = self._program.numbers()
-        changed = [f"{k} (was {v!r}, is {now.get(k)!r})" for k, v in replay.numbers.items() if now.get(k) != v]
-        frozen = (
-            f"changed since it was recorded: {', '.join(changed)}"
-            if changed
-            else (
-                "no number that the program can reach has changed since it was recorded: look for one drawn in Python "
-                "(random, numpy) or kept inside an object"
-            )
-        )
-        raise CaptureError(
-            f"step {self.steps}: the recorded graph gives loss {loss:.7g}, the program {stock:.7g} (relative "
-            f"difference {of_loss:.1e}; gradient {of_gradient:.1e}); {frozen}. Make it a tensor (a buffer), pass it to "
-            "step(), or take backend='off'"
-        )
-
     # What is not finite
 
-    def _refuse_non_finite(
-        self, loss: Tensor, gradients: dict[str, Tensor], before: Generators, args: Any, kwargs: Any
-    ) -> None:
-        """Raise if the loss or a gradient is not finite, with the site where that begins."""
-        if loss.isfinite() and torch.nn.utils.get_total_norm(gradients.values()).isfinite():
-            return
+    def _refuse_non_finite(self, loss: Tensor, gradients: dict[str, Tensor], before: Generators, call: Any) -> None:
+        """Raise, if the loss or a gradient is not finite, with the site where that begins."""
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
         if loss.isfinite() and not bad:
             return
         before.restore()
         names = ", ".join(name.rpartition("$$$")[2] for name in bad)
-        where = self._first_bad_site(args, kwargs) or f"the gradient of {names}"
-        raise NonFiniteError(self._non_finite(loss.item(), where))
+        raise NonFiniteError(self._non_finite(loss.item(), self._first_bad_site(*call) or f"the gradient of {names}"))
 
     def _non_finite(self, loss: float, where: str, step: int | None = None) -> str:
         return (
@@ -407,52 +377,7 @@ class CapturedSVI(SVI):
             "step before. Look at the range of the data, lower lr, or set clip="
         )
 
-    @torch.no_grad()
     def _first_bad_site(self, args: Any, kwargs: Any) -> str | None:
-        """Run the programs once more with the same random numbers and look at every site."""
-        guide, model = poutine.trace(), poutine.trace()
-        # Validation would stop at the first NaN, before its site is there to be named.
-        with pyro.validation_enabled(False), self._mixed():
-            try:
-                args, kwargs = self.batch(*args, **kwargs)
-                with guide:
-                    self.guide(*args, **kwargs)
-                with model, poutine.replay(trace=guide.trace):
-                    self.model(*args, **kwargs)
-            except (ValueError, RuntimeError):
-                pass  # The sites before it are looked at all the same.
-            for program, trace in [("guide", guide.trace), ("model", model.trace)]:
-                for name, site in trace.nodes.items():
-                    if site["type"] != "sample" or not hasattr(site["fn"], "log_prob"):
-                        continue
-                    if not (site["value"].isfinite().all() and site["fn"].log_prob(site["value"]).isfinite().all()):
-                        return f"site {name!r} of the {program}"
-        return None
-
-
-class _LastSite(Messenger):
-    """Remembers the last site that passed, to say where something stopped."""
-
-    name: str | None = None
-
-    def _pyro_sample(self, msg: Any) -> None:
-        self.name = msg["name"]
-
-    def __str__(self) -> str:
-        return "before the first site" if self.name is None else f"after site {self.name!r}"
-
-
-def cuda_devices(device: torch.device) -> list[torch.device]:
-    """Return [device] for a CUDA device, else []: what ``fork_rng`` must fork besides the CPU."""
-    return [device] if device.type == "cuda" else []
-
-
-def _unconstrained(trace: Any) -> dict[str, Tensor]:
-    """The parameters of a trace by name, as the optimiser sees them; a tensor that has two names, by the later one."""
-    sites = {name: site["value"].unconstrained() for name, site in trace.nodes.items() if site["type"] == "param"}
-    last = {id(leaf): name for name, leaf in sites.items()}
-    return {name: leaf for name, leaf in sites.items() if last[id(leaf)] == name}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+        with self._mixed():
+            args, kwargs = self.batch(*args, **kwargs)
+            return first_bad_site(self.model, self.guide, args, kwargs)

@@ -1,29 +1,16 @@
-r"""The VAE: two Pyro programs, and what one asks of a generative model.
+r"""The two Pyro programs of a VAE, and what they stand on: parts, names, β, and tensors out of what users pass.
 
 .. math::
     \text{model:}\quad z \sim p(z \mid y), \quad x \sim p(x \mid z, y)
     \qquad\qquad
     \text{guide:}\quad z \sim q(z \mid x, y)
-
-.. math::
-    \log p(x \mid y) = \underbrace{\mathbb{E}_{q}\bigl[\log p(x \mid z, y)\bigr]
-        - \beta\,\mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid y)\bigr)}_{\text{ELBO at } \beta = 1}
-        + \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid x, y)\bigr)
-
-An autoencoder, a VAE and a conditional VAE are this one class: the parts differ. No part is imported here, and that is
-what makes every part exchangeable.
-
-References:
-    Auto-Encoding Variational Bayes (Kingma and Welling, 2014);
-    Learning Structured Output Representation using Deep Conditional Generative Models (Sohn et al., 2015);
-    beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from weakref import WeakValueDictionary
@@ -34,18 +21,15 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from .data import check_finite
-from .distributions import as_pyro, transport
-from .errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
-from .parts import check_positive
+from ..data import check_finite
+from ..distributions import as_pyro
+from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
 
-__all__ = ["VAE"]
+__all__ = ["NO_PRIOR", "Programs"]
 
 _count = itertools.count()
-_named: WeakValueDictionary[str, VAE] = WeakValueDictionary()
-# How many numbers of a decoded batch are held at a time while log-weights are computed: 16 MB in float32.
-_CHUNK = 2**22
-_NO_PRIOR = (
+_named: WeakValueDictionary[str, Programs] = WeakValueDictionary()
+NO_PRIOR = (
     "an autoencoder (prior=None) has no p(z), so it neither samples nor has a likelihood: build vae(...) or cvae(...), "
     "or give this one a prior"
 )
@@ -55,41 +39,17 @@ class _NoPrior(dist.ImproperUniform):
     """What stands at an autoencoder's z: every z weighs the same, and none can be drawn."""
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        raise NoDensityError(_NO_PRIOR)
+        raise NoDensityError(NO_PRIOR)
 
     def log_prob(self, value: Tensor) -> Tensor:
         # Pyro's own zeros stay on the CPU.
         return value.new_zeros(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
 
 
-class VAE(nn.Module):
-    r"""A generative program p(z | y) p(x | z, y) with its guide q(z | x, y).
+class Programs(nn.Module):
+    """``model`` and ``guide`` over parts that are arguments; :class:`~ppl_vae.VAE` says what they are.
 
-    ``vae.model`` and ``vae.guide`` are Pyro programs for ``pyro.infer.SVI``, every ELBO of Pyro's, ``Predictive`` and
-    ``poutine``, as they are.
-
-    Arguments:
-        prior: c → p(z | y); None for an autoencoder, whose z has no density.
-        likelihood: z, c → p(x | z, y).
-        encoder: x, c → q(z | x, y).
-        condition: y → c, floats (*, context); None for a model without y, whose parts get None for their context.
-        beta: the weight of the KL term in both programs, and nowhere else: every evaluation is at β = 1.
-        name: what Pyro's param store knows the parameters under. By default it is unique in the process, and every copy
-            gets another, so that two models never train each other's parameters.
-
-    Raises:
-        PartError: if a part cannot be called.
-        ConfigError: if β is negative or not finite, or a living model has the explicit name already.
-
-    Example:
-        >>> cvae = VAE(
-        ...     prior=pv.priors.Gaussian(20, context=10),
-        ...     likelihood=pv.likelihoods.Bernoulli((1, 28, 28), 20, context=10),
-        ...     encoder=pv.encoders.Gaussian(20, (1, 28, 28), context=10),
-        ...     condition=pv.OneHot(10),
-        ... )
-        >>> cvae.sample(8, y=torch.arange(10)).shape
-        torch.Size([8, 10, 1, 28, 28])
+    It is a class of its own so that the programs can be read on one page.
     """
 
     _beta: Tensor
@@ -318,161 +278,6 @@ class VAE(nn.Module):
             check(y)
         elif y.is_floating_point():
             check_finite(y, "y")
-
-    # What one asks of a generative model
-
-    def encode(self, x: Any, y: Any = None) -> Any:
-        """Return q(z | x, y), a distribution over (latent,), for x (*, *x_shape)."""
-        return as_pyro(self.encoder(self._tensor(x), self._context(y)))
-
-    def decode(self, z: Any, y: Any = None) -> Any:
-        """Return p(x | z, y), a distribution over x_shape, for z (*, latent)."""
-        return as_pyro(self.likelihood(self._tensor(z), self._context(y)))
-
-    def prior_given(self, y: Any = None) -> Any:
-        """Return p(z | y), a distribution over (latent,) with the batch shape of y.
-
-        Raises:
-            NoDensityError: if the model has no prior.
-        """
-        if self.prior is None:
-            raise NoDensityError(_NO_PRIOR)
-        c = self._context(y)
-        p = as_pyro(self.prior(c))
-        batch = torch.Size() if c is None else c.shape[:-1]
-        return p.expand(torch.broadcast_shapes(p.batch_shape, batch))
-
-    @torch.no_grad()
-    def sample(self, n: int = 1, y: Any = None, *, mean: bool = False) -> Tensor:
-        """Draw x ~ p(x | y).
-
-        Arguments:
-            n: how many for each y.
-            y: an integer (batch shape ()), or a tensor of labels.
-            mean: return the mean of p(x | z, y) instead of a draw from it; z is drawn all the same.
-
-        Returns:
-            (n, *y's batch shape, *x_shape).
-
-        Raises:
-            NoDensityError: if the model has no prior.
-        """
-        check_positive(n=n)
-        z = self.prior_given(y).sample((n,))
-        p = self.decode(z, y)
-        return p.mean if mean else p.sample()
-
-    @torch.no_grad()
-    def embed(self, x: Any, y: Any = None, *, draws: int = 100) -> Tensor:
-        """Return the mean of q(z | x, y), (*, latent); that of so many draws where it has no closed form."""
-        q = self.encode(x, y)
-        try:
-            return q.mean
-        except NotImplementedError:
-            return q.sample((draws,)).mean(0)
-
-    @torch.no_grad()
-    def reconstruct(self, x: Any, y: Any = None) -> Tensor:
-        """Return the mean of p(x | z, y) at the z of :meth:`embed`, (*, *x_shape)."""
-        return self.decode(self.embed(x, y), y).mean
-
-    @torch.no_grad()
-    def translate(self, x: Any, y: Any = None, *, to: Any, carry: bool = False) -> Tensor:
-        """Keep z, change y: the same style in another class.
-
-        Arguments:
-            x: (N, *x_shape), and y as elsewhere.
-            to: the other y; ``torch.arange(10)[:, None]`` gives every class, (10, N, *x_shape).
-            carry: with a learned p(z|y), z tells the class as well as the style; this keeps z's place within p(z|y) and
-                takes the same place in p(z|to), by :func:`~ppl_vae.distributions.transport`.
-
-        Returns:
-            The mean of p(x | z, to), with the batch shapes of x and ``to`` broadcast.
-
-        Raises:
-            NoClosedFormError: if z is to be carried between priors without a map.
-        """
-        z = self.embed(x, y)
-        if carry:
-            c, c_to = self._context(y), self._context(to)
-            if c is not None and c_to is not None:
-                c, c_to = torch.broadcast_tensors(c, c_to)
-                z = transport(z.expand(*c.shape[:-1], -1), self._prior(c), self._prior(c_to))
-        return self.decode(z, to).mean
-
-    @torch.no_grad()
-    def interpolate(self, x: Any, other: Any, y: Any = None, *, to: Any = None, steps: int = 8) -> Tensor:
-        """Decode the straight line from the z of x to the z of ``other``.
-
-        Arguments:
-            x, other: (N, *x_shape), the two ends.
-            y: the label of both, or of x where ``to`` gives that of ``other``; c is interpolated too.
-            steps: how many images, both ends included.
-
-        Returns:
-            Means, (steps, N, *x_shape).
-        """
-        check_positive(steps=steps)
-        to = y if to is None else to
-        ends, contexts = (self.embed(x, y), self.embed(other, to)), (self._context(y), self._context(to))
-        t = torch.linspace(0, 1, steps).to(self._beta).reshape(-1, *[1] * ends[0].dim())
-        z, c = torch.lerp(ends[0], ends[1], t), None
-        if contexts[0] is not None and contexts[1] is not None:
-            first, last = (c.expand(*ends[0].shape[:-1], -1) for c in contexts if c is not None)
-            c = torch.lerp(first, last, t)
-        return as_pyro(self.likelihood(z, c)).mean
-
-    @torch.no_grad()
-    def log_weights(self, x: Any, y: Any = None, samples: int = 1000) -> Iterator[Tensor]:
-        r"""Yield importance weights of z ~ q(z | x, y).
-
-        .. math:: \log w = \log p(z \mid y) + \log p(x \mid z, y) - \log q(z \mid x, y)
-
-        Everything that estimates log p(x | y) reduces these; β plays no part in them.
-
-        Arguments:
-            x: (N, *x_shape), and y as elsewhere.
-            samples: how many draws of z in all.
-
-        Returns:
-            Chunks (k, N) in nats, with the k adding up to ``samples``, so that memory stays bounded.
-
-        Raises:
-            NoDensityError: if the model has no prior, or its encoder gives a point.
-        """
-        check_positive(samples=samples)
-        x = self._tensor(x)
-        p, q = self.prior_given(y), self.encode(x, y)
-        if isinstance(getattr(q, "base_dist", q), dist.Delta):
-            raise NoDensityError("a point encoder (Delta) has no density, so it gives no importance weights")
-        chunk = max(1, _CHUNK // max(1, x.numel()))
-        for done in range(0, samples, chunk):
-            # rsample, because a flow then scores its own draw without being inverted.
-            draw = q.rsample if q.has_rsample else q.sample
-            z = draw((min(chunk, samples - done),))
-            yield p.log_prob(z) + self.decode(z, y).log_prob(x) - q.log_prob(z)
-
-    @torch.no_grad()
-    def log_prob(self, x: Any, y: Any = None, samples: int = 1000) -> Tensor:
-        r"""Estimate log p(x | y) by importance sampling, :math:`\log \frac1S \sum_s w_s`.
-
-        A stochastic lower bound: its expectation grows with ``samples`` towards log p(x | y).
-
-        Returns:
-            (N,), nats.
-
-        Raises:
-            DataError, ShapeError, LabelError: as :meth:`check`.
-            NoDensityError: as :meth:`log_weights`.
-
-        Reference:
-            Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)
-        """
-        self.check(x, y)
-        total = torch.tensor(-math.inf, dtype=torch.float64, device=self._beta.device)
-        for log_w in self.log_weights(x, y, samples):
-            total = torch.logaddexp(total, log_w.double().logsumexp(0))
-        return (total - math.log(samples)).to(self._beta.dtype)
 
 
 def _seen(x: Tensor, mask: Tensor) -> Tensor:

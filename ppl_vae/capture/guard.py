@@ -1,0 +1,113 @@
+r"""What a step is checked for: that a replay is the program, and that nothing in it is NaN or infinite.
+
+.. math:: \lvert \ell_{\text{replay}} - \ell_{\text{stock}} \rvert \le \epsilon\, \lvert \ell \rvert, \qquad
+    \lVert g_{\text{replay}} - g_{\text{stock}} \rVert \le 10 \epsilon\, \lVert g \rVert
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ..errors import CaptureError
+
+__all__ = ["LastSite", "compare", "first_bad_site", "first_line", "unconstrained"]
+
+# How far a replay may be from the stock step, relative to the loss and to the norm of the gradient; inductor reorders
+# sums.
+_RECORDED, _COMPILED = (1e-6, 1e-5), (1e-4, 1e-3)
+
+Outcome = tuple[Tensor, Mapping[str, Tensor]]
+
+
+def compare(
+    got: Outcome, expected: Outcome, compiled: bool, before: Mapping[str, Any], now: Mapping[str, Any], step: int
+) -> None:
+    """Raise unless a replay is the stock step to rounding.
+
+    Arguments:
+        got, expected: loss and gradients by name, of the replay and of the stock step.
+        compiled: whether sums may be reordered.
+        before, now: the numbers that the program can reach, at the recording and now.
+        step: for the message.
+
+    Raises:
+        CaptureError: naming the numbers that changed.
+    """
+    tolerances = _COMPILED if compiled else _RECORDED
+    loss, stock = got[0].item(), expected[0].item()
+    if not (math.isfinite(loss) or math.isfinite(stock)):
+        return
+    of_loss = abs(loss - stock) / max(1.0, abs(stock))
+    zero = torch.zeros(())
+    names = got[1].keys() | expected[1].keys()
+    square = sum((got[1].get(n, zero) - expected[1].get(n, zero)).double().square().sum().item() for n in names)
+    norm = sum(g.double().square().sum().item() for g in expected[1].values())
+    of_gradient = math.sqrt(square) / max(math.sqrt(norm), 1e-12)
+    if of_loss <= tolerances[0] and of_gradient <= tolerances[1]:
+        return
+    changed = [f"{k} (was {v!r}, is {now.get(k)!r})" for k, v in before.items() if now.get(k) != v]
+    frozen = (
+        f"changed since it was recorded: {', '.join(changed)}"
+        if changed
+        else "no number that the program can reach has changed since it was recorded: look for one drawn in Python "
+        "(random, numpy) or kept inside an object"
+    )
+    raise CaptureError(
+        f"step {step}: the recorded graph gives loss {loss:.7g}, the program {stock:.7g} (relative difference "
+        f"{of_loss:.1e}; gradient {of_gradient:.1e}); {frozen}. Make it a tensor (a buffer), pass it to step(), or "
+        "take backend='off'"
+    )
+
+
+@torch.no_grad()
+def first_bad_site(model: Any, guide: Any, args: Any, kwargs: Any) -> str | None:
+    """Run the programs once and return the first site whose value or density is not finite."""
+    traces = poutine.trace(), poutine.trace()
+    # Validation would stop at the first NaN, before its site is there to be named.
+    with pyro.validation_enabled(False):
+        try:
+            with traces[0]:
+                guide(*args, **kwargs)
+            with traces[1], poutine.replay(trace=traces[0].trace):
+                model(*args, **kwargs)
+        except (ValueError, RuntimeError):
+            pass  # The sites before it are looked at all the same.
+        for program, trace in zip(("guide", "model"), traces, strict=True):
+            for name, site in trace.trace.nodes.items():
+                if site["type"] != "sample" or not hasattr(site["fn"], "log_prob"):
+                    continue
+                if not (site["value"].isfinite().all() and site["fn"].log_prob(site["value"]).isfinite().all()):
+                    return f"site {name!r} of the {program}"
+    return None
+
+
+class LastSite(Messenger):
+    """Remembers the last site that passed, to say where something stopped."""
+
+    name: str | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.name = msg["name"]
+
+    def __str__(self) -> str:
+        return "before the first site" if self.name is None else f"after site {self.name!r}"
+
+
+def unconstrained(trace: Any) -> dict[str, Tensor]:
+    """The parameters of a trace by name, as the optimiser sees them; a tensor that has two names, by the later one."""
+    sites = {name: site["value"].unconstrained() for name, site in trace.nodes.items() if site["type"] == "param"}
+    last = {id(leaf): name for name, leaf in sites.items()}
+    return {name: leaf for name, leaf in sites.items() if last[id(leaf)] == name}
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,24 @@
+r"""The VAE: two Pyro programs, and what one asks of a generative model.
+
+.. math::
+    \text{model:}\quad z \sim p(z \mid y), \quad x \sim p(x \mid z, y)
+    \qquad\qquad
+    \text{guide:}\quad z \sim q(z \mid x, y)
+
+.. math::
+    \log p(x \mid y) = \underbrace{\mathbb{E}_{q}\bigl[\log p(x \mid z, y)\bigr]
+        - \beta\,\mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid y)\bigr)}_{\text{ELBO at } \beta = 1}
+        + \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid x, y)\bigr)
+
+An autoencoder, a VAE and a conditional VAE are this one class: the parts differ. No part is imported here, and that is
+what makes every part exchangeable.
+
+References:
+    Auto-Encoding Variational Bayes (Kingma and Welling, 2014);
+    Learning Structured Output Representation using Deep Conditional Generative Models (Sohn et al., 2015);
+    beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017).
+"""
+
+from .vae import VAE
+
+__all__ = ["VAE"]

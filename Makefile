@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 		--epochs 200 --batch_size 64 --out runs/demo --overwrite
 
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from PIL import Image
 import ppl_vae as pv
 from ppl_vae import cli, plots, presets
 from ppl_vae.cli import main
+from ppl_vae.cli.train import _Records
 from ppl_vae.networks import MLP, Conv
 
 ROWS = 60
@@ -481,7 +482,7 @@ def test_overwriting_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_can_be_resumed(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    out, original = tmp_path / "run", cli._Records.__call__
+    out, original = tmp_path / "run", _Records.__call__
 
     def interrupt(self: Any, vae: pv.VAE, history: pv.History) -> None:
         original(self, vae, history)
@@ -489,7 +490,7 @@ def test_an_interrupted_run_can_be_resumed(tmp_path: Path, monkeypatch: Any, cap
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli._Records, "__call__", interrupt)
+        patch.setattr(_Records, "__call__", interrupt)
         assert main(["train", "--data", "bars.npz", "--out", str(out), *TINY, "--epochs", "4"]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "ppl-vae: interrupted"
     assert len(numbers(out)) == 2

@@ -20,7 +20,6 @@ import pyro
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from .simplify import simplify
 
@@ -52,6 +51,8 @@ def record(
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         filled = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients, strict=True)]
         return loss.detach(), filled, watched.values(), total(loss.detach(), filled)
+
+    from torch.fx.experimental.proxy_tensor import make_fx  # a second's import, which only a recording should pay
 
     # Validation looks at values, which a recording must not; it was on in the run before this one.
     with _lock, pyro.validation_enabled(False), _no_host_reads():

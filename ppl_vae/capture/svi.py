@@ -24,9 +24,7 @@ from pyro.infer import ELBO, SVI
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError, NonFiniteError, PplVaeError
 from .guard import LastSite, compare, first_bad_site, first_line, unconstrained
@@ -317,7 +315,7 @@ class CapturedSVI(SVI):
             try:
                 replay.compile(tensors)
                 self.backend = "inductor"
-            except (RuntimeError, OSError, TorchDynamoException) as error:
+            except (RuntimeError, OSError) as error:  # the compiler's own errors are RuntimeErrors
                 self.backend = "graph"
                 warnings.warn(
                     f"not compiled, but replayed as recorded: {first_line(error)}", CaptureWarning, stacklevel=4
@@ -331,6 +329,8 @@ class CapturedSVI(SVI):
             return False
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return False
+        from torch.utils.flop_counter import FlopCounterMode  # a second's import, for a question asked once
+
         with FlopCounterMode(display=False) as counter:
             replay(tensors)
         replay.runs = 0

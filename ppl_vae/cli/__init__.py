@@ -1,0 +1,53 @@
+"""The command line: parse, call, print; no mathematics.
+
+::
+
+    ppl-vae train --data digits --prior Gaussian --likelihood Binomial --latent 16 --out runs/a
+    ppl-vae sample runs/a --label 3 --n 16
+    ppl-vae reconstruct | evaluate | audit | plot runs/a
+
+A part is named and takes the options of its own class: ``--prior NSF --prior.transforms 3``. What parts share (the
+number of features, the shape of x, the context) is filled in from ``--latent`` and the data; ``--print_config`` shows
+it. A run is a folder: ``config.yaml``, ``metrics.jsonl``, the model, ``evaluation.json`` and the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from .. import __version__, presets
+from ..errors import PplVaeError
+from .runs import audit_run, evaluate_run, plot, reconstruct, sample
+from .train import train
+
+__all__ = ["main"]
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "evaluate": evaluate_run,
+    "audit": audit_run,
+    "plot": plot,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code, 2 after one line that says what was wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print((__doc__ or "").strip())
+        elif words[0] == "--version":
+            print(f"ppl_vae {__version__}")
+        else:
+            presets.lookup(COMMANDS, words[0], "command")(words[1:])
+    except (PplVaeError, argparse.ArgumentError, OSError) as error:
+        print(f"ppl-vae: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ppl-vae: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,38 @@
+"""Words into options, and what was misspelt into the nearest there is."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from .. import presets
+from ..errors import ConfigError
+
+__all__ = ["parse", "parser_of"]
+
+
+def parser_of(name: str, command: Callable[..., Any]) -> ArgumentParser:
+    """Return an empty parser that says what the command does."""
+    text = inspect.getdoc(command)
+    options: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+    # jsonargparse would take the word --print_config for itself, and does not know what is filled in.
+    return ArgumentParser(prog=f"ppl-vae {name}", description=text, print_config=None, **options)
+
+
+def parse(parser: ArgumentParser, words: list[str], config: dict[str, Any]) -> Namespace:
+    """Parse the words over the configuration; an unknown option is met with the nearest one there is."""
+    known = [action.dest for action in parser._actions]
+    try:
+        return parser.parse_args(words, namespace=parser.parse_object(config) if config else None)
+    except argparse.ArgumentError as error:
+        found = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)' is not accepted", str(error))
+        found = found or re.search(r"Group '(\w+)' does not accept option '([\w.]+)'", str(error))
+        if found is None:
+            raise
+        key = ".".join(part for part in found.groups() if part)
+        raise ConfigError(presets.nearest(key, known, "option")) from error

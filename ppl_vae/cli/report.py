@@ -1,0 +1,123 @@
+"""What a run has to show: its numbers, its audit and its pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import data, plots
+from ..errors import NoClosedFormError, PplVaeError
+from ..evaluation import audit, evaluate
+from ..model import VAE
+from ..training import History
+
+__all__ = [
+    "PICTURES",
+    "AuditFailed",
+    "draw",
+    "reconstructions",
+    "report",
+    "value_range",
+    "vrange_of",
+    "write_json",
+    "xy",
+]
+
+PICTURES = ("history", "reconstructions", "latents", "samples", "prior", "styles", "manifold")
+
+
+class AuditFailed(PplVaeError, ValueError):
+    """The audit of a run found a difference."""
+
+
+def report(vae: VAE, source: data.Data, out: Path) -> None:
+    """Print and write what the test set says of a model."""
+    result = evaluate(vae, *xy(vae, source.test))
+    check = audit(vae, *xy(vae, source.test.head(64)), particles=50)
+    write_json(out / "evaluation.json", result.to_dict())
+    print(f"\n{source.name}, test split\n{result}\n\n{check.line}\n")
+
+
+def xy(vae: VAE, split: data.Split) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the rows of a split that the model takes: without labels where it has no condition."""
+    return split.x, None if vae.condition is None else split.y
+
+
+def value_range(run: str) -> tuple[float, float] | None:
+    """The range of a pixel, as the run's data set has it."""
+    described = json.loads((Path(run) / "model.json").read_text()).get("data") or {}
+    return vrange_of(described["range"]) if "range" in described else None
+
+
+def vrange_of(values: Sequence[float]) -> tuple[float, float] | None:
+    """A range to map to grey levels; None where all pixels are equal."""
+    low, high = values
+    return (low, high) if low < high else None
+
+
+def _are_images(x_shape: Sequence[int]) -> bool:
+    """Whether x can be seen: (channels, H, W), (H, W), or a flat square."""
+    if len(x_shape) == 1:
+        return math.isqrt(x_shape[0]) ** 2 == x_shape[0]
+    return len(x_shape) == 2 or (len(x_shape) == 3 and x_shape[0] in (1, 3))
+
+
+def reconstructions(vae: VAE, split: data.Split, vrange: tuple[float, float] | None) -> Any:
+    """Return the picture of test images above their reconstructions."""
+    x, y = xy(vae, split)
+    labels = None if split.y is None else split.y.tolist()
+    return plots.reconstructions(x, vae.reconstruct(x, y).cpu(), labels, vrange=vrange, title="test images and x̂")
+
+
+@torch.no_grad()
+def draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path]:
+    """Draw what there is to see of a model; return the paths."""
+    figures = {"history": plots.history(history, title=f"{source.name}: training")}
+    images, vrange = _are_images(source.x_shape), vrange_of(source.range)
+    if images:
+        figures["reconstructions"] = reconstructions(vae, source.test.head(20), vrange)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        test = source.test.head(1000)
+        x, y = xy(vae, test)
+        z = vae.embed(x, y).cpu()
+        figures["latents"] = plots.latents(z, test.y, title="means of q(z|x,y), test images")
+        classes = None if vae.condition is None else torch.arange(source.classes or 0)
+        labels = None if classes is None else classes.tolist()
+        if vae.prior is not None:
+            title = "draws from p(x|y), a row a label" if labels else "draws from p(x)"
+            if images:
+                x_new = vae.sample(64 if classes is None else 10, classes)
+                figures["samples"] = plots.samples(x_new, labels, vrange=vrange, title=title)
+            draws = vae.prior_given(y).sample(() if y is not None else (len(x),)).cpu()
+            aggregate = vae.encode(x, y).sample().cpu()
+            figures["prior"] = plots.prior_vs_posterior(draws, aggregate, title="p(z) and the aggregate of q(z|x,y)")
+        if images and classes is not None and y is not None:
+            # One style from every label, as far as the test images have it.
+            styles = torch.stack([(y == k).nonzero()[0, 0] for k in classes if (y == k).any()])
+            moved = _translated(vae, x[styles], y[styles], classes[:, None]).transpose(0, 1).cpu()
+            title = "the style of one image in every label"
+            figures["styles"] = plots.translations(x[styles], moved, classes, vrange=vrange, title=title)
+        if images and z.shape[-1] == 2 and classes is None:
+            axis = torch.linspace(-3, 3, 15)
+            grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+            figures["manifold"] = plots.manifold(vae.decode(grid).mean.cpu(), axis, axis, vrange=vrange)
+    return [plots.save(figure, out / f"{name}.png") for name, figure in figures.items()]
+
+
+def _translated(vae: VAE, x: torch.Tensor, y: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+    """The images in every label: at the same place of its prior where that has a map, else at the same z."""
+    try:
+        return vae.translate(x, y, to=to, carry=vae.prior is not None)
+    except NoClosedFormError:
+        return vae.translate(x, y, to=to)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values, one line each."""
+    path.write_text(json.dumps(values, indent=2) + "\n")

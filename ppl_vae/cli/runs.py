@@ -1,0 +1,111 @@
+"""What is done with a run: sample, reconstruct, evaluate, audit, plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+
+from .. import data, plots
+from ..checkpoint import load
+from ..errors import CheckpointError
+from ..evaluation import audit, evaluate
+from ..model import VAE
+from ..training import History
+from .parsing import parse, parser_of
+from .report import AuditFailed, draw, reconstructions, value_range, vrange_of, write_json, xy
+
+__all__ = ["audit_run", "evaluate_run", "plot", "reconstruct", "sample"]
+
+
+def _open_run(command: Callable[..., Any], words: list[str], *options: tuple[str, Any, Any, str]) -> Namespace:
+    parser = parser_of(command.__name__.removesuffix("_run"), command)
+    parser.add_argument("run", type=str, help="the folder of a run")
+    for name, kind, default, words_of_help in options:
+        parser.add_argument(f"--{name}", type=kind, default=default, help=words_of_help)
+    return parse(parser, words, {})
+
+
+def _model_and_data(run: str) -> tuple[VAE, data.Data]:
+    vae, path = load(run), Path(run) / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+        return vae, data.load(**config["data"])
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: expected the configuration of a run: {error}") from error
+
+
+def sample(words: list[str]) -> None:
+    """Draw x ~ p(x|y) and write a picture."""
+    options = _open_run(
+        sample,
+        words,
+        ("label", int | None, None, "one label; by default every one, a row each"),
+        ("n", int, 16, "how many for each label"),
+        ("mean", bool, False, "the mean of p(x|z,y) instead of a draw from it"),
+        ("seed", int, 0, "of the draws"),
+        ("out", str | None, None, "the picture; by default in the run's folder"),
+    )
+    vae = load(options.run)
+    vrange = value_range(options.run)
+    labels = None if vae.condition is None else [options.label]
+    if labels == [None]:
+        labels = list(range(getattr(vae.condition, "classes", 0)))
+    y = options.label if labels is None else torch.tensor(labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(options.seed)
+        x = vae.sample(options.n, y, mean=options.mean)
+    name = "samples.png" if options.label is None else f"samples-{options.label}.png"
+    figure = plots.samples(x, labels, vrange=vrange, title="draws from p(x|y)" if labels else "draws from p(x)")
+    print(plots.save(figure, options.out or Path(options.run) / name))
+
+
+def reconstruct(words: list[str]) -> None:
+    """Reconstruct rows of the test set and write a picture."""
+    options = _open_run(reconstruct, words, ("n", int, 20, "how many rows"), ("out", str | None, None, "the picture"))
+    vae, source = _model_and_data(options.run)
+    figure = reconstructions(vae, source.test.head(options.n), vrange_of(source.range))
+    print(plots.save(figure, options.out or Path(options.run) / "reconstructions.png"))
+
+
+def evaluate_run(words: list[str]) -> None:
+    """Measure −ELBO and −log p(x|y) on the test set."""
+    options = _open_run(
+        evaluate_run,
+        words,
+        ("samples", int, 500, "of z for the importance-sampled log p(x|y)"),
+        ("seed", int, 0, "of the draws"),
+    )
+    vae, source = _model_and_data(options.run)
+    result = evaluate(vae, *xy(vae, source.test), samples=options.samples, seed=options.seed)
+    write_json(Path(options.run) / "evaluation.json", result.to_dict())
+    print(result)
+
+
+def audit_run(words: list[str]) -> None:
+    """Compare what SVI minimises with the loss written by hand."""
+    options = _open_run(
+        audit_run, words, ("rows", int, 64, "of the test set"), ("particles", int, 200, "draws of the noise")
+    )
+    vae, source = _model_and_data(options.run)
+    result = audit(vae, *xy(vae, source.test.head(options.rows)), particles=options.particles)
+    print(result)
+    if not result.passed:
+        raise AuditFailed("the audit failed: SVI does not minimise the loss that is written by hand")
+
+
+def plot(words: list[str]) -> None:
+    """Draw every picture of a run again."""
+    options = _open_run(plot, words)
+    vae, source = _model_and_data(options.run)
+    try:
+        lines = (Path(options.run) / "metrics.jsonl").read_text().splitlines()
+        history = History(json.loads(line) for line in lines)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{options.run}: expected metrics.jsonl, a line of JSON an epoch: {error}") from error
+    print("\n".join(str(path) for path in draw(vae, source, Path(options.run), history)))

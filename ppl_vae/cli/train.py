@@ -1,0 +1,238 @@
+"""``ppl-vae train``: a model out of the options that were typed, and what the data say."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from .. import data, presets
+from ..checkpoint import save
+from ..errors import ConfigError, PplVaeError
+from ..model import VAE
+from ..objectives import warmup
+from ..training import History, fit
+from .parsing import parse, parser_of
+from .report import PICTURES, draw, report
+
+__all__ = ["train"]
+
+PARTS = ("prior", "likelihood", "encoder")
+NAMED = (*PARTS, "data")
+# What parts share is filled in; these can be typed all the same, to override it.
+SHARED: dict[str, Any] = {"features": int, "x_shape": list[int], "context": int, "total_count": int}
+SHARED |= {"shift": float, "scale": float, "hidden": list[int]}
+# Options of zuko's that are functions, which no word stands for, and the shapes that go with them.
+UNTYPABLE = {"activation", "univariate", "shapes"}
+# What signatures cannot say in words: a class given by its name.
+BY_NAME: dict[str, Any] = {"network": str | dict, "distribution": str, "args": list[float]}
+
+
+def train(words: list[str]) -> None:
+    """Train a model and report on it."""
+    words = [re.sub(rf"^--({'|'.join(NAMED)})(?==|$)", r"--\1.name", word) for word in words]
+    config = _read_config(words)
+    names = {kind: _name_of(kind, words, config) for kind in NAMED}
+    # The options of one part mean nothing to another that the words put in its place.
+    config = {k: v for k, v in config.items() if k not in PARTS or v.get("name") == names[k]}
+    parser = _train_parser(names)
+    options = parse(parser, words, config)
+    source = data.load(**options.data.as_dict())
+    with torch.random.fork_rng(devices=[]):
+        if options.seed is not None:
+            torch.default_generator.manual_seed(options.seed)
+        vae = _build(options, parser.get_defaults(skip_validation=True), source)
+    typed = options.as_dict()
+    for key in ("config", "print_config", "overwrite", "resume"):
+        del typed[key]
+    made = {kind: part for kind, part in presets.to_dict(vae).items() if kind in PARTS}
+    # What context: 0 wrapped is written as it is typed.
+    settings = typed | {k: d["part"] if d and d["name"] == "Unconditional" else d for k, d in made.items()}
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    if options.print_config:
+        print(text, end="")
+        return
+    objective = presets.lookup(presets.OBJECTIVES, options.objective, "objective")()
+    out = _run_folder(options)
+    try:
+        history = fit(
+            vae,
+            source.train,
+            source.valid if len(source.valid) else None,
+            **{key: options[key] for key in ("epochs", "batch_size", "lr", "clip", "patience", "device", "seed")},
+            objective=objective,
+            beta=warmup(options.warmup, options.beta) if options.warmup else None,
+            checkpoint=out,
+            resume=out if options.resume else None,
+            callbacks=[_Records(out, text)],
+        )
+    except PplVaeError:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # Only if it is empty: nothing was trained.
+        raise
+    save(vae, out, data=source.describe())
+    parts = ", ".join(f"{k} {type(p).__name__}" for k in PARTS if (p := getattr(vae, k)) is not None)
+    numbers = sum(p.numel() for p in vae.parameters())
+    print(f"{source.name}, {len(history)} epochs: {parts}; {numbers:,} parameters, trained on {history.info['device']}")
+    if not len(source.test):
+        print("no rows are left to test on: neither evaluated nor drawn")
+        return
+    report(vae, source, out)
+    print("\n".join(str(path) for path in draw(vae, source, out, history)))
+
+
+def _read_config(words: list[str]) -> dict[str, Any]:
+    """Take ``--config FILE`` out of the words; return what the file says."""
+    for i, word in enumerate(words):
+        if re.match(r"--config(=|$)", word):
+            file = word.partition("=")[2] if "=" in word else "".join(words[i + 1 : i + 2])
+            del words[i : i + (1 if "=" in word else 2)]
+            break
+    else:
+        return {}
+    try:
+        config = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config: expected a YAML file of options, got {file!r}: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file}: expected a mapping of options, got {type(config).__name__}")
+    config = {k: {"name": v} if k in NAMED and isinstance(v, str) else v for k, v in config.items()}
+    config = {k: v for k, v in config.items() if not (k in PARTS and v is None)}
+    for kind in NAMED:
+        if not isinstance(config.get(kind, {}), dict):
+            raise ConfigError(f"{file}: expected {kind} to be a name or a mapping with one, got {config[kind]!r}")
+    return config
+
+
+def _name_of(kind: str, words: list[str], config: Mapping[str, Any]) -> str | None:
+    """The name given to a part, which decides what options there are."""
+    for i, word in enumerate(words):
+        if word.startswith(f"--{kind}.name="):
+            return word.partition("=")[2]
+        if word == f"--{kind}.name" and i + 1 < len(words):
+            return words[i + 1]
+    spec = config.get(kind)
+    return spec.get("name") if isinstance(spec, dict) else None
+
+
+def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
+    parser = parser_of("train", train)
+    parser.add_argument("--config", type=str, help="a YAML file of options, such as a run's config.yaml")
+    parser.add_argument("--print_config", action="store_true", help="show every option, filled in, and stop")
+    parser.add_argument("--out", type=str, help="the folder of the run")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is there")
+    parser.add_argument("--resume", action="store_true", help="continue the run that is there")
+    parser.add_argument("--data.name", type=str, default="digits", help="a data set, or an .npz file")
+    parser.add_function_arguments(data.load, "data", skip={"name"})
+    parser.add_argument("--model", type=str, help="ae, vae or cvae; by default cvae where the data have labels")
+    parser.add_argument("--latent", type=int, default=16, help="the number of latent features")
+    parser.add_argument("--hidden", type=list[int] | None, help="hidden layers of the likelihood and the encoder")
+    parser.add_argument("--network", type=str | None, help=f"their body: {', '.join(presets.NETWORKS)}")
+    for kind in PARTS:
+        parser.add_argument(f"--{kind}.name", type=str | None, help=", ".join(presets.TABLES[kind]))
+        _add_options(parser, kind, names[kind])
+    parser.add_argument("--objective", type=str, default="trace", help=", ".join(presets.OBJECTIVES))
+    parser.add_argument("--beta", type=float, default=1.0, help="the weight of the KL")
+    parser.add_argument("--warmup", type=int, default=0, help="epochs over which β rises to its value")
+    parser.add_argument("--lr", type=float, default=1e-3, help="the learning rate")
+    by_hand: set[str | int] = {
+        "vae",
+        "train",
+        "valid",
+        "lr",
+        "optim",
+        "objective",
+        "beta",
+        "checkpoint",
+        "resume",
+        "callbacks",
+    }
+    parser.add_function_arguments(fit, as_group=False, skip={*by_hand, "progress"})
+    return parser
+
+
+def _add_options(parser: ArgumentParser, kind: str, name: str | None) -> None:
+    """Add what the named class takes, from its own signature."""
+    if name is None or name == "Unconditional":
+        return
+    cls = presets.lookup(presets.TABLES[kind], name, f"{kind} name")
+    signature = inspect.signature(cls).parameters
+    extra: dict[str, Any] = {key: words for key, words in (SHARED | BY_NAME).items() if key in signature}
+    skip = {key for key in extra if key != "args"} | UNTYPABLE
+    parser.add_class_arguments(cls, kind, skip=set[str | int](skip), fail_untyped=False)
+    for key, words in extra.items():
+        parser.add_argument(
+            f"--{kind}.{key}", type=words | None, help="by default filled in" if key in SHARED else None
+        )
+
+
+def _build(options: Namespace, defaults: Namespace, source: data.Data) -> VAE:
+    """Make the model out of the options that were given, and what the data say."""
+    specs: dict[str, Any] = {}
+    for kind in PARTS:
+        spec = options[kind].as_dict()
+        if spec["name"] is not None:
+            plain = defaults[kind].as_dict()
+            # As JSON has them, because a default (64, 64) comes back from a file as [64, 64].
+            same = {k for k, v in spec.items() if json.dumps(v, default=str) == json.dumps(plain[k], default=str)}
+            specs[kind] = {k: v for k, v in spec.items() if k == "name" or (v is not None and k not in same)}
+    model = options.model or ("vae" if source.classes is None else "cvae")
+    if "likelihood" not in specs and model != "ae":
+        specs["likelihood"] = "Gaussian" if source.levels is None else "Binomial" if source.levels > 1 else "Bernoulli"
+    if model == "ae" and "prior" in specs:
+        raise ConfigError("an autoencoder has no prior: leave --prior out, or take --model vae")
+    if model == "cvae" and source.classes is None:
+        raise ConfigError(f"--model cvae: expected data with labels, and {source.name} has none: take --model vae")
+    shared = {key: options[key] for key in ("hidden", "network", "beta")}
+    if isinstance(shared["network"], str):
+        shared["network"] = presets.lookup(presets.NETWORKS, shared["network"], "network")
+    shared |= {"range": source.range, "levels": source.levels, **specs}
+    makers: dict[str, Callable[[], VAE]] = {
+        "ae": lambda: presets.ae(source.x_shape, options.latent, **shared),
+        "vae": lambda: presets.vae(source.x_shape, options.latent, **shared),
+        "cvae": lambda: presets.cvae(source.x_shape, options.latent, source.classes or 0, **shared),
+    }
+    return presets.lookup(makers, model, "--model")()
+
+
+def _run_folder(options: Namespace) -> Path:
+    if options.out is None:
+        raise ConfigError("train: expected --out, the folder of the run")
+    out = Path(options.out)
+    there = any((out / name).exists() for name in ("config.yaml", "training.json", "model.json"))
+    if options.resume and not there:
+        raise ConfigError(f"--resume: expected a run in {out}, found none")
+    if there and not options.resume and not options.overwrite:
+        raise ConfigError(f"{out} holds a run already: add --resume to continue it, --overwrite to replace it")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: expected a folder that can be made: {error.strerror}") from error
+    return out
+
+
+class _Records:
+    """A callback that writes ``config.yaml`` and, one line an epoch, ``metrics.jsonl``, resumed epochs included.
+
+    They come after the first epoch, and only then does what a former run left go: a bad option costs nobody a run.
+    """
+
+    def __init__(self, out: Path, config: str) -> None:
+        self.out, self.config, self.written = out, config, 0
+
+    def __call__(self, vae: VAE, history: History) -> None:
+        if not self.written:
+            for old in ("model.json", "evaluation.json", *(f"{name}.png" for name in PICTURES)):
+                (self.out / old).unlink(missing_ok=True)
+            (self.out / "config.yaml").write_text(self.config)
+        with (self.out / "metrics.jsonl").open("a" if self.written else "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in history[self.written :])
+        self.written = len(history)

@@ -176,7 +176,8 @@ def load(
     Arguments:
         path: the folder.
         into: a model built as the saved one was, to receive the weights; needed where a part is a function, a module of
-            yours or anything else without a name. It is returned, and is unchanged if anything is wrong.
+            yours or anything else without a name. It is returned, and is unchanged if anything is wrong. It keeps its
+            own β, which is a setting and no weight.
         device: where a rebuilt model goes. It is in ``eval()`` mode.
         allow_nonfinite: load weights that hold NaN or infinity.
 

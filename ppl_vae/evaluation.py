@@ -20,7 +20,7 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from .capture import cuda_devices
+from .devices import seed_all, seeded
 from .errors import NoClosedFormError
 from .model import VAE
 from .objectives import analytic_elbo, elbo_terms
@@ -99,8 +99,7 @@ def evaluate(
     vae.check(x, y)
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
     chunks: dict[str, list[Tensor]] = {"neg_elbo": [], "reconstruction": [], "kl": [], "neg_log_prob": []}
-    with _evaluating(vae), torch.random.fork_rng(cuda_devices(vae._beta.device)):
-        torch.manual_seed(seed)
+    with _evaluating(vae), seeded(seed, vae._beta.device):
         for i in range(0, len(x), batch_size):
             rows = x[i : i + batch_size], y if y is None or y.dim() == 0 else y[i : i + batch_size]
             reconstruction, kl = elbo_terms(vae, *rows, samples=draws)
@@ -193,8 +192,7 @@ def audit(
     check_positive(particles=particles, directions=directions)
     vae.check(x, y)
     vae = copy.deepcopy(vae).eval()
-    with torch.random.fork_rng(cuda_devices(vae._beta.device)):
-        torch.manual_seed(seed)
+    with seeded(seed, vae._beta.device):
         try:
             analytic_elbo(vae, x, y)
             closed = True
@@ -231,7 +229,7 @@ def _sampled_elbo(vae: VAE, x: Any, y: Any) -> Tensor:
 def _gradients(vae: VAE, loss: Callable[[], float], seed: int) -> tuple[float, dict[str, Tensor]]:
     """The loss with this seed, and the gradient of every parameter."""
     vae.zero_grad()
-    torch.manual_seed(seed)
+    seed_all(seed, vae._beta.device)
     value = loss()
     parameters = {name: p for name, p in vae.named_parameters() if p.requires_grad}
     return value, {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in parameters.items()}

@@ -33,12 +33,17 @@ __all__ = [
     "NETWORKS",
     "OBJECTIVES",
     "PRIORS",
+    "TABLES",
     "ae",
     "build",
     "complete",
     "cvae",
+    "lookup",
+    "make",
+    "nearest",
+    "to_dict",
+    "vae",
 ]
-__all__ += ["make", "to_dict", "vae"]
 
 PRIORS: dict[str, type] = {
     "Standard": priors.Standard,

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .capture import CapturedSVI, cuda_devices
+from .capture import CapturedSVI
+from .devices import cuda_devices
 from .errors import CheckpointError
 from .model import VAE
 

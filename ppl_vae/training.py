@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .batches import Batches
-from .capture import Backend, CapturedSVI, Watch, cuda_devices
+from .capture import Backend, CapturedSVI, Watch
+from .devices import cuda_devices, find_device, seed_all, seeded
 from .errors import ConfigError, NonFiniteError, PartError
 from .model import VAE
 from .objectives import Trace_ELBO, elbo_terms
@@ -106,7 +107,8 @@ def fit(
         seed: of every random number in training, whatever the caller's generators, which are left as they were; None
             uses those.
         checkpoint: a folder to write the state of training to after every epoch.
-        resume: such a folder to continue from, bit for bit; it is also written to unless ``checkpoint`` names another.
+        resume: such a folder to continue from, bit for bit where ``epochs``, ``lr`` and ``beta`` are what they were and
+            the data are tensors; it is also written to unless ``checkpoint`` names another.
         callbacks: each called as ``callback(vae, history)`` after every epoch; one that returns True ends training.
         progress: show a bar.
 
@@ -140,11 +142,12 @@ def fit(
             raise ConfigError("patience needs validation data: pass valid=")
     if objective is not None and not isinstance(objective, ELBO):
         raise PartError(f"objective: expected a Pyro ELBO such as Trace_ELBO(), got {type(objective).__name__}")
-    device = _device(device)
+    device = find_device(device)
     vae.to(device)
     # A DataLoader spends random numbers when it is opened, and they are neither the caller's nor training's.
     with torch.random.fork_rng(cuda_devices(device)):
-        _seed(seed, device)
+        if seed is not None:
+            seed_all(seed, device)
         batches = Batches(vae, train, batch_size, device, observe=True)
         validation = None if valid is None else Batches(vae, valid, batch_size, device)
 
@@ -159,6 +162,7 @@ def fit(
             "optim": getattr(optim, "__name__", repr(optim)),
             "clip": clip,
             "objective": type(objective).__name__,
+            "precision": precision,
             "data": batches.digest(),
             "device": str(device),
         }
@@ -175,11 +179,11 @@ def fit(
         precision=precision,
         batch=batches.draw,
         watch=Terms,
-        check_every=max(batches.steps, 500),
+        check_every=500,
     )
     best: tuple[float, dict[str, Tensor]] | None = None
 
-    with _generators(seed, device), _quiet():
+    with seeded(seed, device), _quiet():
         try:
             for inputs in batches.shapes():
                 vae.train()
@@ -216,15 +220,6 @@ def fit(
             vae.eval()
             history.info["capture"] = steps.backend
     return history
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device: expected auto, cpu or one that is here, got {str(device)!r}: {error}") from error
-    return device
 
 
 def _schedule(name: str, value: Schedule) -> Callable[[int], float]:
@@ -309,8 +304,7 @@ def _epoch(vae: VAE, steps: CapturedSVI, batches: Batches) -> dict[str, float]:
 def _validate(vae: VAE, batches: Batches, seed: int | None) -> dict[str, float]:
     """Return the −ELBO per datum at β = 1, from the same random numbers every time and none of training's."""
     vae.eval()
-    with torch.random.fork_rng(cuda_devices(batches.device)), torch.no_grad():
-        _seed(seed or 0, batches.device)
+    with seeded(seed or 0, batches.device), torch.no_grad():
         terms = torch.cat([torch.stack(elbo_terms(vae, x, y), -1) for x, y in batches.in_order()])
     reconstruction, kl = terms.double().mean(0).tolist()
     if not math.isfinite(reconstruction + kl):
@@ -323,26 +317,6 @@ def _validate(vae: VAE, batches: Batches, seed: int | None) -> dict[str, float]:
 
 
 # Random numbers and surroundings
-
-
-def _seed(seed: int | None, device: torch.device) -> None:
-    """Seed the CPU's generator and the device's; ``torch.manual_seed`` would seed those of idle GPUs too."""
-    if seed is not None:
-        torch.default_generator.manual_seed(seed)
-        for cuda in cuda_devices(device):
-            with torch.cuda.device(cuda):
-                torch.cuda.manual_seed(seed)
-
-
-@contextmanager
-def _generators(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Run with generators of our own, seeded; give the caller's back."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(cuda_devices(device)):
-        _seed(seed, device)
-        yield
 
 
 @contextmanager

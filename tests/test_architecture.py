@@ -11,7 +11,7 @@ import ppl_vae
 
 ROOT = Path(ppl_vae.__file__).parent
 FLOORS = [
-    {"errors", "parts", "data", "distributions", "networks", "plots", "capture"},
+    {"errors", "parts", "data", "distributions", "networks", "plots", "capture", "devices"},
     {"priors", "likelihoods", "encoders", "model"},
     {"objectives", "presets", "batches"},
     {"evaluation", "checkpoint", "state"},
@@ -128,6 +128,7 @@ def test_pictures_know_no_model_and_only_pictures_know_matplotlib():
 def test_capture_knows_only_pyro_and_torch():
     assert {noun(t) for name in TREES if noun(name) == "capture" for t in GRAPH[name]} <= {
         "capture",
+        "devices",
         "errors",
     }
 

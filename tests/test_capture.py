@@ -241,7 +241,7 @@ def test_beta_is_an_input_and_zero_another_graph() -> None:
     assert graphs(svi) == 2
 
 
-@pytest.mark.parametrize("change", ["mode", "frozen", "other prior", "double"])
+@pytest.mark.parametrize("change", ["mode", "frozen", "other prior", "other layer", "other buffer", "double"])
 def test_what_changes_the_program_records_it_again(change: str) -> None:
     svi, cvae, x, y = captured_vae()
     for _ in range(4):
@@ -252,6 +252,10 @@ def test_what_changes_the_program_records_it_again(change: str) -> None:
         next(cvae.encoder.parameters()).requires_grad_(False)
     elif change == "other prior":
         cvae.prior = pv.priors.Gaussian(3, context=4, hidden=(7,))
+    elif change == "other layer":
+        cvae.encoder.network.body[0] = nn.Linear(68, 16)
+    elif change == "other buffer":
+        cvae.encoder.scale = torch.tensor(3.0)
     else:
         cvae.double()
         svi.optim.optimizer.state.clear()  # whose moments were in single precision
@@ -263,6 +267,18 @@ def test_what_changes_the_program_records_it_again(change: str) -> None:
     for _ in range(4):
         svi.step(x, y)
     assert graphs(svi) == 2
+
+
+def test_what_becomes_of_a_part_that_was_exchanged_is_seen_too() -> None:
+    svi, cvae, x, y = captured_vae()
+    run(svi.step, x, y, n=4)
+    cvae.prior = pv.priors.Gaussian(3, context=4, hidden=(7,))
+    run(svi.step, x, y, n=4)
+    cvae.prior.requires_grad_(False)
+    frozen = [p.clone() for p in cvae.prior.parameters()]
+    run(svi.step, x, y, n=4)
+    assert graphs(svi) == 3
+    assert all(torch.equal(a, b) for a, b in zip(frozen, cvae.prior.parameters(), strict=True))
 
 
 def test_a_new_prior_is_trained_from_then_on() -> None:
@@ -290,7 +306,7 @@ def test_a_python_number_changed_after_recording_is_found_and_named() -> None:
     for _ in range(4):
         svi.step(x, y)
     cvae.prior.width = 2.0
-    with pytest.raises(CaptureError, match=r"Scaled\.width \(was 1\.0, is 2\.0\)"):
+    with pytest.raises(CaptureError, match=r"VAE\.prior\.width \(was 1\.0, is 2\.0\)"):
         run(svi.step, x, y, n=12)
 
 
@@ -447,6 +463,61 @@ def test_fit_records_a_long_run_and_not_a_short_one() -> None:
     cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, hidden=(4,))
     assert pv.fit(cvae, data.train, epochs=2, batch_size=8, progress=False).info["capture"] == "off"
     assert pv.fit(cvae, data.train, epochs=20, batch_size=8, progress=False).info["capture"] == "graph"
+
+
+def test_fit_finds_what_a_callback_changed() -> None:
+    data = pv.data.load("digits").head(64)
+    cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, hidden=(4,))
+
+    def narrow(vae: pv.VAE, history: pv.History) -> None:
+        vae.encoder.clamp = (-14.0, -13.0)
+
+    with pytest.raises(CaptureError, match=r"VAE\.encoder\.clamp \(was \(-14\.0, 14\.0\), is"):
+        pv.fit(cvae, data.train, epochs=4, batch_size=8, capture="graph", callbacks=[narrow], progress=False)
+
+
+def test_an_object_that_owns_the_programs_is_seen() -> None:
+    class Experiment:
+        def __init__(self) -> None:
+            self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+            self.noise = 1.0
+
+        def model(self, x: Tensor, t: Tensor) -> None:
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("t", dist.Normal(z, self.noise), obs=t)
+
+        def guide(self, x: Tensor, t: Tensor) -> None:
+            pyro.module("net", self.net)
+            loc, log_scale = self.net(x).unbind(-1)
+            with pyro.plate("rows", len(x)):
+                pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+
+    def steps(svi: Any, mine: Experiment) -> list[float]:
+        losses = run(svi.step, X, T, n=8)
+        mine.net.eval()
+        return losses + run(svi.step, X, T, n=8)
+
+    torch.manual_seed(0)
+    first = Experiment()
+    second = copy.deepcopy(first)
+    expected = steps(SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()), first)
+    pyro.clear_param_store()
+    captured = CapturedSVI(second.model, second.guide, Adam, Trace_ELBO(), backend="graph")
+    assert worst_difference(expected, steps(captured, second)) <= 1e-6
+    assert int(second.net[1].num_batches_tracked) == 8
+    assert graphs(captured) == 2
+    second.noise = 3.0
+    with pytest.raises(CaptureError, match=r"Experiment\.noise \(was 1\.0, is 3\.0\)"):
+        run(captured.step, X, T, n=1000)
+
+
+def test_a_parameter_that_the_loss_does_not_reach_stays() -> None:
+    svi, cvae, x, y = captured_vae(beta=0.0)
+    svi.optim.make = functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=1.0)
+    before = [p.clone() for p in cvae.prior.parameters()]
+    run(svi.step, x, y, n=8)
+    assert all(torch.equal(a, b) for a, b in zip(before, cvae.prior.parameters(), strict=True))
 
 
 # What cannot be recorded

@@ -9,7 +9,7 @@ autoencoders: this folder knows Pyro and torch, and nothing of a VAE.
 """
 
 from .optimiser import Together
-from .recording import Generators, cuda_devices
+from .recording import Generators
 from .svi import Backend, CapturedSVI, CaptureWarning, Watch
 
-__all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Generators", "Together", "Watch", "cuda_devices"]
+__all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Generators", "Together", "Watch"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pyro
@@ -32,9 +33,14 @@ class Program:
 
     def __init__(self, *functions: Any) -> None:
         self._found = dict(_reachable(functions))
-        roots = [found for found in self._found.values() if isinstance(found, nn.Module)]
-        self.modules = list({id(m): m for root in roots for m in root.modules()}.values())
-        self._structured = [m for m in self.modules if hasattr(type(m), "structure")]
+        found = [value for value in self._found.values() if isinstance(value, nn.Module)]
+        inside = {id(m) for module in found for m in module.modules() if m is not module}
+        self._roots = [module for module in found if id(module) not in inside]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Every module there is now: a part, or a layer of one, may have been exchanged since the last step."""
+        return [m for root in self._roots for m in root.modules()]
 
     def key(self, names: Iterable[str] = ()) -> tuple[Any, ...]:
         """Return what decides the graph: modes, the ``structure`` a module says of itself, and parameters.
@@ -42,15 +48,13 @@ class Program:
         Arguments:
             names: of parameters to look for in Pyro's store, where those made by ``pyro.param`` live.
         """
-        modes = tuple((id(m), m.training) for m in self.modules), tuple(m.structure for m in self._structured)
-        own = tuple(
-            (id(p), p.requires_grad, p.dtype, p.device)
-            for m in self.modules
-            for p in m._parameters.values()
-            if p is not None
-        )
+        modules = self.modules
+        modes = tuple((id(m), m.training) for m in modules)
+        structure = tuple(m.structure for m in modules if hasattr(type(m), "structure"))
+        tensors = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+        own = tuple((id(t), t.requires_grad, t.dtype, t.device) for t in tensors)
         params = pyro.get_param_store().get_state()["params"]
-        return modes, own, tuple(id(params.get(name)) for name in names)
+        return modes, structure, own, tuple(id(params.get(name)) for name in names)
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -64,12 +68,16 @@ class Program:
         return [b for m in layers for b in m._buffers.values() if b is not None]
 
     def numbers(self) -> dict[str, Any]:
-        """Return every Python number and string that the program can reach, by name."""
-        numbers = {name: value for name, value in self._cells() if isinstance(value, _SCALARS)}
-        for module in self.modules:
-            for name, value in vars(module).items():
-                if isinstance(value, _SCALARS) and name != "training":
-                    numbers[f"{type(module).__name__}.{name}"] = value
+        """Return every Python number and string that the program can reach, by name; tuples of them too."""
+        numbers = {name: value for name, value in self._cells() if _is_plain(value)}
+        for owner in self._found.values():
+            if not isinstance(owner, nn.Module):
+                held = getattr(owner, "__dict__", {}).items()
+                numbers |= {f"{type(owner).__name__}.{k}": v for k, v in held if _is_plain(v)}
+        for root in self._roots:
+            for path, module in root.named_modules(prefix=type(root).__name__):
+                held = vars(module).items()
+                numbers |= {f"{path}.{k}": v for k, v in held if k != "training" and _is_plain(v)}
         return numbers
 
     def _cells(self) -> Iterator[tuple[str, Any]]:
@@ -79,10 +87,17 @@ class Program:
             if code is None:
                 continue
             for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-                yield name, cell.cell_contents
+                if _filled(cell):
+                    yield name, cell.cell_contents
             for name in code.co_names:
                 if name in function.__globals__:
                     yield name, function.__globals__[name]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _SCALARS) or (
+        isinstance(value, tuple | list) and all(isinstance(v, _SCALARS) for v in value)
+    )
 
 
 def _reachable(functions: Any) -> Iterator[tuple[int, Any]]:
@@ -91,11 +106,7 @@ def _reachable(functions: Any) -> Iterator[tuple[int, Any]]:
     queue = list(functions)
     while queue:
         found = queue.pop()
-        if (
-            id(found) in seen
-            or isinstance(found, torch.Tensor | type)
-            or not (callable(found) or isinstance(found, nn.Module | list | tuple | dict))
-        ):
+        if id(found) in seen or isinstance(found, torch.Tensor | type | ModuleType | int | float | str | None):
             continue
         seen.add(id(found))
         if isinstance(found, dict):
@@ -108,6 +119,9 @@ def _reachable(functions: Any) -> Iterator[tuple[int, Any]]:
         if module.startswith(("torch", "pyro.")) and not isinstance(found, nn.Module) and not hasattr(found, "fn"):
             continue
         yield id(found), found
+        if not isinstance(found, nn.Module | FunctionType | MethodType):
+            # An object of the user's that owns the programs, or is one.
+            queue += getattr(found, "__dict__", {}).values()
         if isinstance(found, functools.partial):
             queue += [found.func, *found.args, *found.keywords.values()]
         if isinstance(found, nn.Module):

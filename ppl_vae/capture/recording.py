@@ -23,14 +23,14 @@ from torch.fx import GraphModule
 
 from .simplify import simplify
 
-__all__ = ["Generators", "cuda_devices", "record", "total"]
+__all__ = ["Generators", "record", "total"]
 
 _lock = threading.Lock()
 
 
 def record(
     loss_of: Callable[..., Tensor], leaves: Sequence[Tensor], batch: Any, watch: Any, inputs: Sequence[Tensor]
-) -> GraphModule:
+) -> tuple[GraphModule, list[int]]:
     """Record the loss of a program, with its gradient.
 
     Arguments:
@@ -41,7 +41,7 @@ def record(
         inputs: tensors like those of every replay.
 
     Returns:
-        A module: inputs → (loss, gradients, watched values, :func:`total`).
+        A module, inputs → (loss, gradients, watched values, :func:`total`); and which leaves the gradients are of.
     """
 
     def run(*tensors: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor], Tensor]:
@@ -49,8 +49,12 @@ def record(
         with watch() as watched:
             loss = loss_of(*args, **kwargs)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        filled = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients, strict=True)]
-        return loss.detach(), filled, watched.values(), total(loss.detach(), filled)
+        # A parameter that the loss does not reach has no gradient, which is not a gradient of zero to an optimiser.
+        reached[:] = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        there = [gradient for gradient in gradients if gradient is not None]
+        return loss.detach(), there, watched.values(), total(loss.detach(), there)
+
+    reached: list[int] = []
 
     from torch.fx.experimental.proxy_tensor import make_fx  # a second's import, which only a recording should pay
 
@@ -59,7 +63,7 @@ def record(
         graph = make_fx(run)(*inputs)
     with torch.no_grad():
         simplify(graph, inputs)
-    return graph
+    return graph, reached
 
 
 def total(loss: Tensor, gradients: Iterable[Tensor]) -> Tensor:
@@ -86,11 +90,6 @@ def _no_host_reads() -> Iterator[None]:
     finally:
         for module, name, original in saved:
             setattr(module, name, original)
-
-
-def cuda_devices(device: torch.device) -> list[torch.device]:
-    """Return [device] for a CUDA device, else []: what ``fork_rng`` must fork besides the CPU."""
-    return [device] if device.type == "cuda" else []
 
 
 class Generators:

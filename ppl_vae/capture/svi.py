@@ -26,11 +26,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..devices import cuda_devices
 from ..errors import ConfigError, NonFiniteError, PplVaeError
 from .guard import LastSite, compare, first_bad_site, first_line, unconstrained
 from .optimiser import Together
 from .program import Program
-from .recording import Generators, cuda_devices, record
+from .recording import Generators, record
 from .recording import total as _total
 from .replay import Replay, StaticStep
 
@@ -38,6 +39,8 @@ __all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Watch"]
 
 Backend = Literal["auto", "off", "graph", "inductor", "cudagraph"]
 _FIRST_CHECKS = 3
+# Steps whose inputs are kept, on the device, to look at again should one of them turn out not to be finite.
+_KEPT = 100
 _MOST_SHAPES = 32
 # Recording takes as long as about so many stock steps of a small model.
 _WORTH_RECORDING = 150
@@ -124,7 +127,7 @@ class CapturedSVI(SVI):
         self.watch = watch
         self.steps = 0
         self.watched: dict[str, Tensor] = {}
-        self._program = Program(model, guide)
+        self._program = Program(model, guide, batch)
         self._met: dict[Any, dict[str, Tensor]] = {}
         self._graphs: dict[Any, Replay | None] = {}
         self._warned = False
@@ -132,6 +135,7 @@ class CapturedSVI(SVI):
         self._sums: dict[str, Tensor] = {}
         self._late: dict[int, Any] = {}
         self._read_at = 0
+        self._check_next = False
 
     # One step
 
@@ -145,7 +149,8 @@ class CapturedSVI(SVI):
             total = _total(loss, gradients.values())
             if key is not None:
                 self._met[key] = self._leaves
-        elif replay.runs < _FIRST_CHECKS or self.steps % self.check_every == 0:
+        elif replay.runs < _FIRST_CHECKS or self.steps % self.check_every == 0 or self._check_next:
+            self._check_next = False
             self._look_at_flag()
             self._late.clear()
             state = Generators(before.devices, self._program.buffers)
@@ -177,6 +182,9 @@ class CapturedSVI(SVI):
         """Take a step that nobody waits for; keep what it takes to look at it again."""
         if replay.static is None:
             replay.static = StaticStep(replay, self.optim, tensors, self._flag, self._sums)
+        if len(self._late) >= _KEPT:
+            self._look_at_flag()
+            self._late.clear()
         self._late[self.steps] = before, call
         return replay.static(tensors)
 
@@ -188,6 +196,8 @@ class CapturedSVI(SVI):
     def read(self) -> dict[str, float]:
         """Return the sums of ``loss``, ``steps`` and what was watched, over the steps since the last call.
 
+        Between two of these calls is where a program may have been changed, so the next step is compared with stock.
+
         Raises:
             NonFiniteError: under "cudagraph", if a step since then was not finite; from there on nothing changed.
         """
@@ -195,7 +205,7 @@ class CapturedSVI(SVI):
         sums = {name: value.item() for name, value in self._sums.items()}
         for value in self._sums.values():
             value.zero_()
-        self._late, self._read_at = {}, self.steps
+        self._late, self._read_at, self._check_next = {}, self.steps, True
         return sums
 
     def _look_at_flag(self) -> None:
@@ -276,7 +286,8 @@ class CapturedSVI(SVI):
         tensors = [value for value in flat if isinstance(value, Tensor)]
         inputs = tuple((v.shape, v.dtype, v.device, v.requires_grad) if isinstance(v, Tensor) else v for v in flat)
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        key = inputs, spec, self._program.key(self.optim.leaves), autocast
+        plain = tuple(v for v in (self.weight, *vars(self.elbo).values()) if isinstance(v, int | float | str))
+        key = inputs, spec, self._program.key(self.optim.leaves), autocast, plain
         if key not in self._met:
             if len(self._met) >= _MOST_SHAPES:
                 self._fall_back(
@@ -304,13 +315,14 @@ class CapturedSVI(SVI):
             if (reason := self._cannot(*batch(*tensors))) is not None:
                 return self._fall_back(reason)
             with last:
-                graph = record(self._loss_of, list(leaves.values()), batch, self.watch, tensors)
+                graph, reached = record(self._loss_of, list(leaves.values()), batch, self.watch, tensors)
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             # Whatever is wrong with the program itself, the stock step that follows will say.
             return self._fall_back(f"recording stopped {last}: {first_line(error)}")
         finally:
             state.restore()
-        replay = Replay(graph, list(leaves), self._program.numbers())
+        names = list(leaves)
+        replay = Replay(graph, [names[i] for i in reached], self._program.numbers())
         if self.backend == "inductor" or self._repays_compiling(replay, tensors, state):
             try:
                 replay.compile(tensors)

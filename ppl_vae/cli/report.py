@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import data, plots
+from ..devices import seeded
 from ..errors import NoClosedFormError, PplVaeError
 from ..evaluation import audit, evaluate
 from ..model import VAE
@@ -81,8 +82,7 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path]
     images, vrange = _are_images(source.x_shape), vrange_of(source.range)
     if images:
         figures["reconstructions"] = reconstructions(vae, source.test.head(20), vrange)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0, vae._beta.device):
         test = source.test.head(1000)
         x, y = xy(vae, test)
         z = vae.embed(x, y).cpu()

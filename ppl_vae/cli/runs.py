@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from .. import data, plots
 from ..checkpoint import load
+from ..devices import find_device, seeded
 from ..errors import CheckpointError
 from ..evaluation import audit, evaluate
 from ..model import VAE
@@ -26,13 +27,14 @@ __all__ = ["audit_run", "evaluate_run", "plot", "reconstruct", "sample"]
 def _open_run(command: Callable[..., Any], words: list[str], *options: tuple[str, Any, Any, str]) -> Namespace:
     parser = parser_of(command.__name__.removesuffix("_run"), command)
     parser.add_argument("run", type=str, help="the folder of a run")
+    parser.add_argument("--device", type=str, default="auto", help="auto is CUDA where there is one")
     for name, kind, default, words_of_help in options:
         parser.add_argument(f"--{name}", type=kind, default=default, help=words_of_help)
     return parse(parser, words, {})
 
 
-def _model_and_data(run: str) -> tuple[VAE, data.Data]:
-    vae, path = load(run), Path(run) / "config.yaml"
+def _model_and_data(options: Namespace) -> tuple[VAE, data.Data]:
+    vae, path = load(options.run, device=find_device(options.device)), Path(options.run) / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())
         return vae, data.load(**config["data"])
@@ -51,14 +53,13 @@ def sample(words: list[str]) -> None:
         ("seed", int, 0, "of the draws"),
         ("out", str | None, None, "the picture; by default in the run's folder"),
     )
-    vae = load(options.run)
+    vae = load(options.run, device=find_device(options.device))
     vrange = value_range(options.run)
     labels = None if vae.condition is None else [options.label]
     if labels == [None]:
         labels = list(range(getattr(vae.condition, "classes", 0)))
     y = options.label if labels is None else torch.tensor(labels)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(options.seed)
+    with seeded(options.seed, vae._beta.device):
         x = vae.sample(options.n, y, mean=options.mean)
     name = "samples.png" if options.label is None else f"samples-{options.label}.png"
     figure = plots.samples(x, labels, vrange=vrange, title="draws from p(x|y)" if labels else "draws from p(x)")
@@ -68,7 +69,7 @@ def sample(words: list[str]) -> None:
 def reconstruct(words: list[str]) -> None:
     """Reconstruct rows of the test set and write a picture."""
     options = _open_run(reconstruct, words, ("n", int, 20, "how many rows"), ("out", str | None, None, "the picture"))
-    vae, source = _model_and_data(options.run)
+    vae, source = _model_and_data(options)
     figure = reconstructions(vae, source.test.head(options.n), vrange_of(source.range))
     print(plots.save(figure, options.out or Path(options.run) / "reconstructions.png"))
 
@@ -81,7 +82,7 @@ def evaluate_run(words: list[str]) -> None:
         ("samples", int, 500, "of z for the importance-sampled log p(x|y)"),
         ("seed", int, 0, "of the draws"),
     )
-    vae, source = _model_and_data(options.run)
+    vae, source = _model_and_data(options)
     result = evaluate(vae, *xy(vae, source.test), samples=options.samples, seed=options.seed)
     write_json(Path(options.run) / "evaluation.json", result.to_dict())
     print(result)
@@ -92,7 +93,7 @@ def audit_run(words: list[str]) -> None:
     options = _open_run(
         audit_run, words, ("rows", int, 64, "of the test set"), ("particles", int, 200, "draws of the noise")
     )
-    vae, source = _model_and_data(options.run)
+    vae, source = _model_and_data(options)
     result = audit(vae, *xy(vae, source.test.head(options.rows)), particles=options.particles)
     print(result)
     if not result.passed:
@@ -102,7 +103,7 @@ def audit_run(words: list[str]) -> None:
 def plot(words: list[str]) -> None:
     """Draw every picture of a run again."""
     options = _open_run(plot, words)
-    vae, source = _model_and_data(options.run)
+    vae, source = _model_and_data(options)
     try:
         lines = (Path(options.run) / "metrics.jsonl").read_text().splitlines()
         history = History(json.loads(line) for line in lines)

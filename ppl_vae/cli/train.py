@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from .. import data, presets
 from ..checkpoint import save
+from ..devices import seeded
 from ..errors import ConfigError, PplVaeError
 from ..model import VAE
 from ..objectives import warmup
@@ -46,9 +47,7 @@ def train(words: list[str]) -> None:
     parser = _train_parser(names)
     options = parse(parser, words, config)
     source = data.load(**options.data.as_dict())
-    with torch.random.fork_rng(devices=[]):
-        if options.seed is not None:
-            torch.default_generator.manual_seed(options.seed)
+    with seeded(options.seed, torch.device("cpu")):
         vae = _build(options, parser.get_defaults(skip_validation=True), source)
     typed = options.as_dict()
     for key in ("config", "print_config", "overwrite", "resume"):

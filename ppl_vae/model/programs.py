@@ -113,6 +113,13 @@ class Programs(nn.Module):
         # Asked of the buffer, in which a tiny β can be zero.
         self._kl_is_off = self.beta == 0
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        # Casting the model can make a tiny β zero.
+        super()._apply(*args, **kwargs)
+        if not self._beta.is_meta:
+            self._kl_is_off = self.beta == 0
+        return self
+
     @property
     def structure(self) -> tuple[Any, ...]:
         """What of the programs is decided in Python: a recorded graph of them holds while this is the same."""
@@ -155,8 +162,14 @@ class Programs(nn.Module):
         if x is None:
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
         c, size = self._programs_context(x, y)
+        q = as_pyro(self.encoder(x if mask is None else _seen(x, mask), c))
+        if self.prior is None and not isinstance(getattr(q, "base_dist", q), dist.Delta):
+            raise PartError(
+                f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
+                "hold back: give the model a prior"
+            )
         with self._plate(size, total), self._kl_weight():
-            return pyro.sample("z", as_pyro(self.encoder(x if mask is None else _seen(x, mask), c)))
+            return pyro.sample("z", q)
 
     def _programs_context(self, x: Tensor | None, y: Any) -> tuple[Tensor | None, int]:
         """Register the parameters; return c (N, context) or None, and N."""

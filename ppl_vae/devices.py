@@ -1,0 +1,67 @@
+r"""Where tensors live, and the random numbers there.
+
+.. math:: \text{seed} \mapsto \text{the state of the generators of the CPU and of one device}
+
+A function of this library that draws with a seed of its own leaves the caller's generators as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .errors import ConfigError
+
+__all__ = ["cuda_devices", "find_device", "seed_all", "seeded"]
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """Return a device that is here; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: for one that is not.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: expected auto, cpu or one that is here, got {str(device)!r}: {error}") from error
+    return device
+
+
+def cuda_devices(device: torch.device) -> list[torch.device]:
+    """Return [device] for a CUDA device, else []: what ``fork_rng`` must fork besides the CPU."""
+    return [device] if device.type == "cuda" else []
+
+
+def seed_all(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and the device's; ``torch.manual_seed`` would seed those of idle GPUs too."""
+    torch.default_generator.manual_seed(seed)
+    for cuda in cuda_devices(device):
+        with torch.cuda.device(cuda):
+            torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Run with generators of our own, seeded, and give the caller's back; None runs with the caller's.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with seeded(0, torch.device("cpu")):
+        ...     draw = torch.rand(())
+        >>> round(draw.item(), 4), torch.equal(before, torch.get_rng_state())
+        (0.4963, True)
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(cuda_devices(device)):
+        seed_all(seed, device)
+        yield

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 
 from .simplify import simplify
 
-__all__ = ["Generators", "record", "total"]
+__all__ = ["Generators", "record"]
 
 _lock = threading.Lock()
 
@@ -41,10 +41,10 @@ def record(
         inputs: tensors like those of every replay.
 
     Returns:
-        A module, inputs → (loss, gradients, watched values, :func:`total`); and which leaves the gradients are of.
+        A module, inputs → (loss, gradients, watched values); and which leaves the gradients are of.
     """
 
-    def run(*tensors: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor], Tensor]:
+    def run(*tensors: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         args, kwargs = batch(*tensors)
         with watch() as watched:
             loss = loss_of(*args, **kwargs)
@@ -52,7 +52,7 @@ def record(
         # A parameter that the loss does not reach has no gradient, which is not a gradient of zero to an optimiser.
         reached[:] = [i for i, gradient in enumerate(gradients) if gradient is not None]
         there = [gradient for gradient in gradients if gradient is not None]
-        return loss.detach(), there, watched.values(), total(loss.detach(), there)
+        return loss.detach(), there, watched.values()
 
     reached: list[int] = []
 
@@ -64,11 +64,6 @@ def record(
     with torch.no_grad():
         simplify(graph, inputs)
     return graph, reached
-
-
-def total(loss: Tensor, gradients: Iterable[Tensor]) -> Tensor:
-    """Return the sum of everything: NaN or infinite if anything in it is, and one number to look at."""
-    return sum((gradient.sum() for gradient in gradients), loss)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from .guard import size
 from .optimiser import Together
 from .recording import Generators
 
@@ -48,7 +49,7 @@ class Replay:
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the gradients by name."""
         self.runs += 1
-        loss, gradients, self.watched, self.total = self.run(*tensors)
+        loss, gradients, self.watched = self.run(*tensors)
         return loss, dict(zip(self.names, gradients, strict=True))
 
 
@@ -90,7 +91,7 @@ class StaticStep:
     @torch.no_grad()
     def _step(self) -> None:
         self.loss, gradients = self.replay(self.inputs)
-        self.flag.copy_(torch.maximum(self.flag, (~self.replay.total.isfinite()).to(self.flag)))
+        self.flag.copy_(torch.maximum(self.flag, (~size(self.loss, gradients.values()).isfinite()).to(self.flag)))
         counts = self.flag == 0
         self.optim.optimizer.found_inf = self.flag
         for name, gradient in gradients.items():

@@ -28,11 +28,10 @@ from torch.utils import _pytree as pytree
 
 from ..devices import cuda_devices
 from ..errors import ConfigError, NonFiniteError, PplVaeError
-from .guard import LastSite, compare, first_bad_site, first_line, unconstrained
+from .guard import LastSite, compare, first_bad_site, first_line, size, unconstrained
 from .optimiser import Together
 from .program import Program
 from .recording import Generators, record
-from .recording import total as _total
 from .replay import Replay, StaticStep
 
 __all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Watch"]
@@ -146,7 +145,6 @@ class CapturedSVI(SVI):
         replay, tensors, key = self._replay(args, kwargs)
         if replay is None:
             loss, gradients = self._stock(args, kwargs, before)
-            total = _total(loss, gradients.values())
             if key is not None:
                 self._met[key] = self._leaves
         elif replay.runs < _FIRST_CHECKS or self.steps % self.check_every == 0 or self._check_next:
@@ -157,7 +155,6 @@ class CapturedSVI(SVI):
             expected = self._stock(args, kwargs, before)
             state.restore()
             loss, gradients = replay(tensors)
-            total = replay.total
             now = self._program.numbers()
             compare((loss, gradients), expected, replay.compiled, replay.numbers, now, self.steps)
             self.watched = replay.watched
@@ -165,9 +162,8 @@ class CapturedSVI(SVI):
             return self._static_step(replay, tensors, before, (args, kwargs))
         else:
             loss, gradients = replay(tensors)
-            total = replay.total
             self.watched = replay.watched
-        if not math.isfinite(float(total)):
+        if not size(loss, gradients.values()).isfinite():
             self._refuse_non_finite(loss, gradients, before, (args, kwargs))
         leaves = self.optim.leaves
         for name, gradient in gradients.items():

@@ -771,3 +771,20 @@ def test_every_error_is_a_builtin_one_too():
     for error in (PartError, NoDensityError, NoClosedFormError):
         assert issubclass(error, TypeError)
         assert issubclass(error, PplVaeError)
+
+
+def test_a_condition_network_for_images_is_trained_with_the_rest():
+    """Structured output: y is an image, and what is seen of it is learned."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    model = VAE(
+        priors.Gaussian(2, context=4, hidden=(8,)),
+        likelihoods.Bernoulli((1, 3, 4), 2, context=4, hidden=(8,)),
+        encoders.Gaussian(2, (1, 3, 4), context=4, hidden=(8,)),
+        condition=network,
+    )
+    before = network[1].weight.detach().clone()
+    x, y = torch.rand(6, 1, 3, 4).round(), torch.rand(6, 1, 3, 4)
+    SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x, y)
+    assert not torch.equal(before, network[1].weight)
+    assert model.sample(5, y=y).shape == (5, 6, 1, 3, 4)
+    assert model.log_prob(x, y, samples=3).shape == (6,)

@@ -209,7 +209,8 @@ def audit(
             return loss.item()
 
         try:
-            result = Audit(reference="the hand-written loss" if closed else "a sampled ELBO (no closed-form KL)")
+            sampled = f"the mean of {particles} ELBOs sampled from the parts alone (no closed-form KL)"
+            result = Audit(reference="the hand-written loss" if closed else sampled)
             result.rows += _compare_sampled(vae, lambda: stock(Trace_ELBO()), reference, particles, alpha, directions)
             if closed:
                 result.rows += _compare_exact(vae, lambda: stock(TraceMeanField_ELBO()), reference, seed)

@@ -19,9 +19,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Program"]
+__all__ = ["SCALARS", "Program"]
 
-_SCALARS = (bool, int, float, str)
+# What a graph takes for a constant.
+SCALARS = (bool, int, float, str)
 
 
 class Program:
@@ -40,7 +41,15 @@ class Program:
     @property
     def modules(self) -> list[nn.Module]:
         """Every module there is now: a part, or a layer of one, may have been exchanged since the last step."""
-        return [m for root in self._roots for m in root.modules()]
+        # Every step asks, and torch's own walk, which also makes up names, takes several times as long.
+        modules = list(self._roots)
+        seen = set(map(id, modules))
+        for module in modules:
+            for child in module._modules.values():
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    modules.append(child)
+        return modules
 
     def key(self, names: Iterable[str] = ()) -> tuple[Any, ...]:
         """Return what decides the graph: modes, the ``structure`` a module says of itself, and parameters.
@@ -95,8 +104,8 @@ class Program:
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, _SCALARS) or (
-        isinstance(value, tuple | list) and all(isinstance(v, _SCALARS) for v in value)
+    return isinstance(value, SCALARS) or (
+        isinstance(value, tuple | list) and all(isinstance(v, SCALARS) for v in value)
     )
 
 

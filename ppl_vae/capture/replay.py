@@ -73,6 +73,8 @@ class StaticStep:
     ) -> None:
         self.replay, self.optim, self.flag, self.sums = replay, optim, flag, sums
         self.inputs = [tensor.clone() for tensor in tensors]
+        for name in ("loss", "steps", *replay.watched):
+            sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=flag.device))
         self.cuda_graph: Any = None
         if flag.device.type == "cuda":
             state = Generators([flag.device])
@@ -91,7 +93,8 @@ class StaticStep:
     @torch.no_grad()
     def _step(self) -> None:
         self.loss, gradients = self.replay(self.inputs)
-        self.flag.copy_(torch.maximum(self.flag, (~size(self.loss, gradients.values()).isfinite()).to(self.flag)))
+        finite = (self.loss + size(gradients.values())).isfinite()
+        self.flag.copy_(torch.maximum(self.flag, (~finite).to(self.flag)))
         counts = self.flag == 0
         self.optim.optimizer.found_inf = self.flag
         for name, gradient in gradients.items():

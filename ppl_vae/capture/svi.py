@@ -11,11 +11,12 @@ compared with the stock loss and gradient at the same random numbers.
 
 from __future__ import annotations
 
+import collections
 import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ from ..devices import cuda_devices
 from ..errors import ConfigError, NonFiniteError, PplVaeError
 from .guard import LastSite, compare, first_bad_site, first_line, size, unconstrained
 from .optimiser import Together
-from .program import Program
+from .program import SCALARS, Program
 from .recording import Generators, record
 from .replay import Replay, StaticStep
 
@@ -131,7 +132,8 @@ class CapturedSVI(SVI):
         self._graphs: dict[Any, Replay | None] = {}
         self._warned = False
         self._flag = torch.zeros(())
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, float] = collections.defaultdict(float)
+        self._device_sums: dict[str, Tensor] = {}
         self._late: dict[int, Any] = {}
         self._read_at = 0
         self._check_next = False
@@ -163,31 +165,30 @@ class CapturedSVI(SVI):
         else:
             loss, gradients = replay(tensors)
             self.watched = replay.watched
-        if not size(loss, gradients.values()).isfinite():
-            self._refuse_non_finite(loss, gradients, before, (args, kwargs))
+        value = loss.item()
+        if not math.isfinite(value + size(gradients.values()).item()):
+            self._refuse_non_finite(value, gradients, before, (args, kwargs))
         leaves = self.optim.leaves
         for name, gradient in gradients.items():
             leaves[name].grad = gradient
         self.optim([leaves[name] for name in gradients])
         # Pyro's own SVI adds to gradients it finds, so none are left for it.
         self.optim.zero_grad()
-        self._add(loss)
-        return loss.item()
+        self._sums["loss"] += value
+        self._sums["steps"] += 1.0
+        for name, seen in self.watched.items():
+            self._sums[name] += seen.item()
+        return value
 
     def _static_step(self, replay: Replay, tensors: list[Tensor], before: Generators, call: Any) -> Tensor:
         """Take a step that nobody waits for; keep what it takes to look at it again."""
         if replay.static is None:
-            replay.static = StaticStep(replay, self.optim, tensors, self._flag, self._sums)
+            replay.static = StaticStep(replay, self.optim, tensors, self._flag, self._device_sums)
         if len(self._late) >= _KEPT:
             self._look_at_flag()
             self._late.clear()
         self._late[self.steps] = before, call
         return replay.static(tensors)
-
-    def _add(self, loss: Tensor) -> None:
-        values: dict[str, Any] = {"loss": loss, "steps": 1.0, **self.watched}
-        for name, value in values.items():
-            self._sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=self._device)).add_(value)
 
     def read(self) -> dict[str, float]:
         """Return the sums of ``loss``, ``steps`` and what was watched, over the steps since the last call.
@@ -198,17 +199,18 @@ class CapturedSVI(SVI):
             NonFiniteError: under "cudagraph", if a step since then was not finite; from there on nothing changed.
         """
         self._look_at_flag()
-        sums = {name: value.item() for name, value in self._sums.items()}
-        for value in self._sums.values():
+        sums, self._sums = self._sums, collections.defaultdict(float)
+        for name, value in self._device_sums.items():
+            sums[name] += value.item()
             value.zero_()
         self._late, self._read_at, self._check_next = {}, self.steps, True
-        return sums
+        return dict(sums)
 
     def _look_at_flag(self) -> None:
         if not self._flag.item():
             return
         self._flag.zero_()
-        bad = self._read_at + int(self._sums["steps"].item()) + 1
+        bad = self._read_at + int(self._sums["steps"] + self._device_sums["steps"].item()) + 1
         before, (args, kwargs) = self._late[bad]
         before.restore()
         where = self._first_bad_site(args, kwargs) or "a gradient"
@@ -278,23 +280,26 @@ class CapturedSVI(SVI):
             self._flag = self._flag.to(self._device)
         if self.backend == "off":
             return None, [], None
-        flat, spec = pytree.tree_flatten((args, kwargs))
+        # Tensors alone are their own leaves; torch's walk through whatever it may be takes longer than the rest of this.
+        simple = not kwargs and all(isinstance(value, Tensor) for value in args)
+        flat, spec = (args, None) if simple else pytree.tree_flatten((args, kwargs))
         tensors = [value for value in flat if isinstance(value, Tensor)]
         inputs = tuple((v.shape, v.dtype, v.device, v.requires_grad) if isinstance(v, Tensor) else v for v in flat)
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        plain = tuple(v for v in (self.weight, *vars(self.elbo).values()) if isinstance(v, int | float | str))
+        plain = tuple(v for v in (self.weight, *vars(self.elbo).values()) if isinstance(v, SCALARS))
         key = inputs, spec, self._program.key(self.optim.leaves), autocast, plain
+        if key in self._graphs:
+            return self._graphs[key], tensors, key
         if key not in self._met:
             if len(self._met) >= _MOST_SHAPES:
                 self._fall_back(
                     f"no two steps are alike in {_MOST_SHAPES}: an argument that is no tensor keeps changing"
                 )
             return None, tensors, key
-        if key not in self._graphs:
-            self._graphs[key] = self._record(flat, spec, tensors, self._met[key])
+        self._graphs[key] = self._record(flat, spec, tensors, self._met[key])
         return self._graphs[key], tensors, key
 
-    def _record(self, flat: list[Any], spec: Any, tensors: list[Tensor], leaves: dict[str, Tensor]) -> Replay | None:
+    def _record(self, flat: Sequence[Any], spec: Any, tensors: list[Tensor], leaves: dict[str, Tensor]) -> Replay | None:
         """Record the program; None, with a warning, where it cannot be."""
         if not hasattr(self.elbo, "differentiable_loss"):
             return self._fall_back(f"{type(self.elbo).__name__} has no differentiable_loss")
@@ -303,7 +308,7 @@ class CapturedSVI(SVI):
         def batch(*inputs: Tensor) -> Any:
             rest = iter(inputs)
             full = [next(rest) if isinstance(value, Tensor) else value for value in flat]
-            args, kwargs = pytree.tree_unflatten(full, spec)
+            args, kwargs = (full, {}) if spec is None else pytree.tree_unflatten(full, spec)
             return self.batch(*args, **kwargs)
 
         last = LastSite()
@@ -370,14 +375,14 @@ class CapturedSVI(SVI):
 
     # What is not finite
 
-    def _refuse_non_finite(self, loss: Tensor, gradients: dict[str, Tensor], before: Generators, call: Any) -> None:
+    def _refuse_non_finite(self, loss: float, gradients: dict[str, Tensor], before: Generators, call: Any) -> None:
         """Raise, if the loss or a gradient is not finite, with the site where that begins."""
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-        if loss.isfinite() and not bad:
+        if math.isfinite(loss) and not bad:
             return
         before.restore()
         names = ", ".join(name.rpartition("$$$")[2] for name in bad)
-        raise NonFiniteError(self._non_finite(loss.item(), self._first_bad_site(*call) or f"the gradient of {names}"))
+        raise NonFiniteError(self._non_finite(loss, self._first_bad_site(*call) or f"the gradient of {names}"))
 
     def _non_finite(self, loss: float, where: str, step: int | None = None) -> str:
         return (

@@ -123,7 +123,8 @@ class Programs(nn.Module):
     @property
     def structure(self) -> tuple[Any, ...]:
         """What of the programs is decided in Python: a recorded graph of them holds while this is the same."""
-        return self._kl_is_off, id(self.prior), id(self.likelihood), id(self.encoder), id(self.condition)
+        # Parts that are modules are found as such; those that are functions are here.
+        return self._kl_is_off, *(id(vars(self).get(name)) for name in ("prior", "likelihood", "encoder", "condition"))
 
     # The two programs
 

@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -280,7 +280,7 @@ class CapturedSVI(SVI):
             self._flag = self._flag.to(self._device)
         if self.backend == "off":
             return None, [], None
-        # Tensors alone are their own leaves; torch's walk through whatever it may be takes longer than the rest of this.
+        # Tensors alone need no walk through whatever the arguments may be, which takes longer than the rest of this.
         simple = not kwargs and all(isinstance(value, Tensor) for value in args)
         flat, spec = (args, None) if simple else pytree.tree_flatten((args, kwargs))
         tensors = [value for value in flat if isinstance(value, Tensor)]
@@ -299,7 +299,7 @@ class CapturedSVI(SVI):
         self._graphs[key] = self._record(flat, spec, tensors, self._met[key])
         return self._graphs[key], tensors, key
 
-    def _record(self, flat: Sequence[Any], spec: Any, tensors: list[Tensor], leaves: dict[str, Tensor]) -> Replay | None:
+    def _record(self, flat: Any, spec: Any, tensors: list[Tensor], leaves: dict[str, Tensor]) -> Replay | None:
         """Record the program; None, with a warning, where it cannot be."""
         if not hasattr(self.elbo, "differentiable_loss"):
             return self._fall_back(f"{type(self.elbo).__name__} has no differentiable_loss")

@@ -1,4 +1,4 @@
-r"""Any distribution becomes a Pyro one; and the few densities no library has.
+r"""Any distribution becomes a Pyro one.
 
 .. math:: d \mapsto \mathrm{as\_pyro}(d), \qquad
     \log p_{\mathrm{as\_pyro}(d)}(x) = \log p_d(x) \ \text{for every } x
@@ -23,9 +23,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from .errors import NoClosedFormError, PartError
+from ..errors import NoClosedFormError, PartError
 
-__all__ = ["GreyBernoulli", "as_pyro", "transport", "zuko"]
+__all__ = ["as_pyro", "transport", "zuko"]
 
 
 def _import_zuko() -> Any:
@@ -169,18 +169,3 @@ def transport(z: Tensor, source: Any, target: Any) -> Tensor:
         f"expected two diagonal Gaussians or two flows to carry z between, got {type(source).__name__} and "
         f"{type(target).__name__}: keep z as it is instead"
     )
-
-
-class GreyBernoulli(dist.Bernoulli):
-    r"""The cross-entropy of a grey pixel, :math:`x \log \pi + (1 - x) \log(1 - \pi)` with :math:`x \in [0, 1]`.
-
-    Not a density: it does not integrate to one over [0, 1] (Loaiza-Ganem and Cunningham, 2019, give the missing
-    constant). It is here to repeat figures published with it.
-
-    Example:
-        >>> d = GreyBernoulli(logits=torch.tensor(0.0))
-        >>> round(d.log_prob(torch.tensor(0.5)).item(), 4)
-        -0.6931
-    """
-
-    support = constraints.unit_interval

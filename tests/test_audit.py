@@ -307,7 +307,7 @@ def test_missing_event_is_an_error(n):
 def test_a_wrong_hand_written_loss_fails(monkeypatch):
     """The other side of the comparison: if the reference were wrong, the audit would not pass either."""
     vae = cvae()
-    monkeypatch.setattr("ppl_vae.objectives.kl_gaussian", lambda *a: 1.0001 * pv.objectives.kl_standard(*a[:2]))
+    monkeypatch.setattr("ppl_vae.objectives.by_hand.kl_gaussian", lambda *a: 1.0001 * pv.objectives.kl_standard(*a[:2]))
     assert not pv.audit(vae, *rows(vae), particles=5).passed
 
 

@@ -1,39 +1,26 @@
-r"""Objectives: the ELBO as Pyro estimates it, and the same number written by hand.
+r"""The ELBO written by hand: plain torch, no Pyro program in it.
 
 .. math:: \mathrm{ELBO}(x, y) = \mathbb{E}_{q(z \mid x, y)}\bigl[\log p(x \mid z, y)\bigr]
     - \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid y)\bigr)
 
-The hand-written half (:func:`kl_standard`, :func:`kl_gaussian`, :func:`log_likelihood`, :func:`analytic_elbo`) is plain
-torch with no Pyro in it: it is what every other way to the number is checked against. The other half are Pyro's ELBO
-objects, for ``pyro.infer.SVI`` and :func:`ppl_vae.fit`.
+It is what every other way to the number is checked against.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Bernoulli, Binomial, Distribution, Independent, Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from .errors import ConfigError, NoClosedFormError, ShapeError
-from .model import VAE
+from ..errors import NoClosedFormError, ShapeError
+from ..model import VAE
 
-__all__ = [
-    "Analytic",
-    "Trace_ELBO",
-    "analytic_elbo",
-    "elbo_terms",
-    "kl_gaussian",
-    "kl_standard",
-    "log_likelihood",
-    "warmup",
-]
+__all__ = ["analytic_elbo", "elbo_terms", "kl_gaussian", "kl_standard", "log_likelihood"]
 
 
 def kl_standard(loc: Tensor, scale: Tensor) -> Tensor:
@@ -169,63 +156,3 @@ def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1) -> tuple[Tenso
     except NotImplementedError:
         kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
     return reconstruction, kl.expand_as(reconstruction)
-
-
-class Analytic(TraceMeanField_ELBO):
-    r"""``TraceMeanField_ELBO`` that does not sample the KL behind your back.
-
-    Pyro's falls back to sampling, silently, where no closed form is registered. This one raises, unless asked.
-
-    Arguments:
-        num_particles: how many draws of z a step.
-        fallback: ``"sample"`` to do as Pyro's.
-        kwargs: as ``TraceMeanField_ELBO``.
-
-    Raises:
-        NoClosedFormError: in a step that meets such a pair.
-
-    Example:
-        >>> vae = pv.vae((4,), 2, likelihood="Gaussian")
-        >>> Analytic().loss(vae.model, vae.guide, torch.zeros(3, 4)) > 0
-        True
-    """
-
-    def __init__(self, num_particles: int = 1, fallback: Literal["sample"] | None = None, **kwargs: Any) -> None:
-        super().__init__(num_particles=num_particles, **kwargs)
-        if fallback not in (None, "sample"):
-            raise ConfigError(f"fallback: expected None or 'sample', got {fallback!r}")
-        self.fallback = fallback
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        if self.fallback is None:
-            for name, site in guide_trace.nodes.items():
-                if site["type"] == "sample" and name in model_trace.nodes:
-                    self._require_closed_form(name, site["fn"], model_trace.nodes[name]["fn"])
-        return model_trace, guide_trace
-
-    def _require_closed_form(self, name: str, q: Any, p: Any) -> None:
-        # Asked every step: whether there is a closed form can depend on more than the types (on transforms, say).
-        try:
-            kl_divergence(q, p)
-        except NotImplementedError as error:
-            names = (type(getattr(d, "base_dist", d)).__name__ for d in (q, p))
-            raise NoClosedFormError(
-                f"site {name!r}: KL({' ‖ '.join(names)}) has no closed form: use Trace_ELBO(), or "
-                "Analytic(fallback='sample') to sample it"
-            ) from error
-
-
-def warmup(epochs: int, beta: float = 1.0) -> Callable[[int], float]:
-    r"""Return the schedule of β for ``fit(beta=...)`` that rises over so many epochs, counted from 1.
-
-    .. math:: \beta_{\text{epoch}} = \beta \min(1, \text{epoch} / \text{epochs})
-
-    Reference:
-        Ladder Variational Autoencoders (Sønderby et al., 2016)
-
-    Example:
-        >>> [warmup(4)(epoch) for epoch in (1, 2, 4, 9)]
-        [0.25, 0.5, 1.0, 1.0]
-    """
-    return lambda epoch: beta * min(1.0, epoch / epochs) if epochs else beta

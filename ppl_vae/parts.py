@@ -80,6 +80,11 @@ class Unconditional(Part):
         """Whether the wrapped likelihood is a density; grey pixels under a Bernoulli are none."""
         return getattr(self.part, "density", True)
 
+    @property
+    def levels(self) -> int | None:
+        """How many values a pixel can take, where the wrapped likelihood says it."""
+        return getattr(self.part, "levels", None)
+
     def check(self, x: Tensor) -> None:
         """Hand data to the wrapped likelihood's ``check``; without one, refuse NaN and infinity."""
         getattr(self.part, "check", check_finite)(x)

@@ -55,6 +55,15 @@ LIKELIHOODS: dict[str, type] = {
     "Bernoulli": likelihoods.Bernoulli,
     "Binomial": likelihoods.Binomial,
     "Gaussian": likelihoods.Gaussian,
+    "Laplace": likelihoods.Laplace,
+    "StudentT": likelihoods.StudentT,
+    "ContinuousBernoulli": likelihoods.ContinuousBernoulli,
+    "Beta": likelihoods.Beta,
+    "DiscretizedLogistic": likelihoods.DiscretizedLogistic,
+    "DiscretizedLogisticMixture": likelihoods.DiscretizedLogisticMixture,
+    "Categorical": likelihoods.Categorical,
+    "Poisson": likelihoods.Poisson,
+    "NegativeBinomial": likelihoods.NegativeBinomial,
 }
 ENCODERS: dict[str, type] = {"Gaussian": encoders.Gaussian, "Delta": encoders.Delta}
 CONDITIONS: dict[str, type] = {"OneHot": networks.OneHot}
@@ -143,8 +152,8 @@ def vae(
         context: the number of context features that the condition makes.
         hidden, network: for the likelihood and the encoder, as :class:`~ppl_vae.networks.Network` takes them; by
             default one hidden layer of 400.
-        range: the least and the largest value of a pixel; encoders and Gaussian likelihoods standardise with it.
-        levels: the largest count of a pixel, for Binomial.
+        range: the least and the largest value of a pixel; encoders and likelihoods of real numbers standardise with it.
+        levels: the largest count of a pixel, for likelihoods of whole numbers.
         beta: the weight of the KL.
 
     Example:
@@ -154,7 +163,8 @@ def vae(
     shared = {"features": features, "x_shape": tuple(x_shape), "context": context}
     shared |= {"shift": float(range[0]), "scale": float(range[1] - range[0]) or 1.0}
     if levels is not None:
-        shared["total_count"] = levels
+        # Counts from 0: the levels of a pixel are one more than the largest.
+        shared |= {"total_count": levels, "levels": levels + 1}
     bodies = {k: v for k, v in {"hidden": hidden, "network": network}.items() if v is not None}
 
     def part(kind: str, spec: Spec | None, **more: Any) -> Any:

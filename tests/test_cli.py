@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli")
     np.savez(path / "bars.npz", **arrays())
     np.savez(path / "plain.npz", **arrays(labels=False))
+    np.savez(path / "grey.npz", x=0.01 + 0.98 * np.random.RandomState(0).rand(ROWS, 1, 8, 8), y=np.arange(ROWS) % 3)
     np.savez(path / "table.npz", x=np.random.RandomState(0).randn(ROWS, 5), y=np.arange(ROWS) % 3)
     return path
 
@@ -294,6 +295,15 @@ PARTS = [
     ("likelihood", "Binomial", ["total_count", "3"], lambda p: p.total_count == 3),
     ("likelihood", "Gaussian", ["sigma", "pixel"], lambda p: p.log_variance.shape == (1, 8, 8)),
     ("likelihood", "Gaussian", ["sigma", "0.25"], lambda p: p.fixed == 0.25),
+    ("likelihood", "Laplace", ["sigma", "output"], lambda p: p.network.out_shape == (2, 8, 8)),
+    ("likelihood", "StudentT", ["df", "4"], lambda p: p.df == 4),
+    ("likelihood", "ContinuousBernoulli", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
+    ("likelihood", "Beta", ["concentration", "pixel"], lambda p: p.log_concentration.shape == (1, 8, 8)),
+    ("likelihood", "DiscretizedLogistic", ["sigma", "output"], lambda p: p.levels == 2),
+    ("likelihood", "DiscretizedLogisticMixture", ["components", "2", "levels", "256"], lambda p: p.levels == 256),
+    ("likelihood", "Categorical", ["levels", "3"], lambda p: p.levels == 3),
+    ("likelihood", "Poisson", ["clamp", "[-3, 3]"], lambda p: p.clamp == (-3, 3)),
+    ("likelihood", "NegativeBinomial", ["dispersion", "2.5"], lambda p: p.fixed == 2.5),
     ("encoder", "Gaussian", ["clamp", "[-3, 3]"], lambda p: p.clamp == (-3, 3)),
     ("encoder", "Delta", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
 ]
@@ -318,7 +328,9 @@ def test_every_part_trains_with_an_option_of_its_own(
     kind: str, name: str, options: list[str], holds: Any, tmp_path: Path, capsys: Any
 ) -> None:
     words = words_of(kind, name, options)
-    result = shell("train", "--data", "bars.npz", "--out", str(tmp_path / "run"), *TINY, *words)
+    result = shell(
+        "train", "--data", "grey.npz" if name == "Beta" else "bars.npz", "--out", str(tmp_path / "run"), *TINY, *words
+    )
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr
     assert "audit: pass" in result.stdout

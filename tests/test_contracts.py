@@ -38,7 +38,7 @@ class Entry:
     spec: dict[str, Any] | None = None
     # Takes any context and none, and ignores it.
     any_context: bool = False
-    # What x a likelihood is about.
+    # What x a likelihood is about: binary, unit, open unit, counts (up to 4), any count or real.
     data: str = "binary"
     contexts: tuple[int, ...] = (0, CLASSES)
     # Torch cannot run it without numbers, on the meta device.
@@ -146,6 +146,34 @@ LIKELIHOODS = {
     "Gaussian pixel": named("Gaussian", hidden=[], sigma="pixel", shift=1.0, scale=3.0, data="real"),
     "Gaussian output": named("Gaussian", hidden=[8], sigma="output", scale=2.0, data="real"),
     "Gaussian output Conv": named("Gaussian", network={"name": "Conv", "channels": [2]}, sigma="output", data="real"),
+    "Laplace": named("Laplace", hidden=[8], data="real"),
+    "Laplace output Conv": named("Laplace", network={"name": "Conv", "channels": [2]}, sigma="output", data="real"),
+    "StudentT pixel": named("StudentT", hidden=[8], sigma="pixel", df=12.0, scale=2.0, data="real"),
+    "StudentT output": named("StudentT", hidden=[8], sigma="output", df=12.0, data="real"),
+    "ContinuousBernoulli": named("ContinuousBernoulli", hidden=[8], data="unit"),
+    "ContinuousBernoulli Conv": named("ContinuousBernoulli", network={"name": "Conv", "channels": [2]}, data="unit"),
+    "Beta": named("Beta", hidden=[8], data="open unit"),
+    "Beta output Conv": named(
+        "Beta", network={"name": "Conv", "channels": [2]}, concentration="output", data="open unit"
+    ),
+    "DiscretizedLogistic": named("DiscretizedLogistic", hidden=[8], levels=5, data="counts"),
+    "DiscretizedLogistic output Conv": named(
+        "DiscretizedLogistic", network={"name": "Conv", "channels": [2]}, sigma="output", levels=5, data="counts"
+    ),
+    "DiscretizedLogisticMixture": named(
+        "DiscretizedLogisticMixture", hidden=[8], components=3, levels=5, data="counts"
+    ),
+    "DiscretizedLogisticMixture Conv": named(
+        "DiscretizedLogisticMixture", network={"name": "Conv", "channels": [2]}, components=2, levels=5, data="counts"
+    ),
+    "Categorical": named("Categorical", hidden=[8], levels=5, data="counts"),
+    "Categorical Conv": named("Categorical", network={"name": "Conv", "channels": [2]}, levels=5, data="counts"),
+    "Poisson": named("Poisson", hidden=[8], data="any count"),
+    "Poisson Conv": named("Poisson", network={"name": "Conv", "channels": [2]}, data="any count"),
+    "NegativeBinomial": named("NegativeBinomial", hidden=[8], data="any count"),
+    "NegativeBinomial output Conv": named(
+        "NegativeBinomial", network={"name": "Conv", "channels": [2]}, dispersion="output", data="any count"
+    ),
     "Bernoulli module": Entry(lambda c: likelihoods.Bernoulli(IMAGE, LATENT, c, network=nn.Linear(LATENT + c, 30))),
     "own, torch": Entry(
         lambda c: Joined(LATENT, 30, c, pixels(lambda a: td.Independent(td.Bernoulli(logits=a), 3))),
@@ -222,7 +250,8 @@ class Case:
         """Images that the system's likelihood is about."""
         u = torch.rand(n, *IMAGE, generator=torch.Generator().manual_seed(3))
         data = self.entry.data if self.kind == "likelihood" else "binary"
-        return {"binary": u.round(), "unit": u, "counts": (4 * u).round(), "real": 3 * u - 1}[data]
+        kinds = {"binary": u.round(), "unit": u, "open unit": 0.02 + 0.96 * u, "real": 3 * u - 1}
+        return kinds[data] if data in kinds else (4 * u).round()
 
     def y(self, n=N):
         return torch.arange(n) % CLASSES if self.context else None
@@ -357,7 +386,8 @@ def test_leaves_nothing_behind_on_the_cpu(case):
     # The meta device has shapes and no numbers, and refuses to mix with the CPU: a second device on every machine.
     with pyro.validation_enabled(False):
         d = placed(case, case.make(), torch.device("meta"))
-        value = d.mean if case.entry.data == "counts" else d.sample()
+        # There is no drawing from a binomial or a Beta.
+        value = d.mean if case.entry.data in ("counts", "open unit") else d.sample()
         assert value.device.type == "meta"
         assert d.log_prob(value).device.type == "meta"
 
@@ -428,7 +458,7 @@ def test_unconditional_wraps_any_part(case):
     expected = as_pyro(part(*inputs, None)).log_prob(value)
     assert torch.equal(as_pyro(wrapped(*inputs, torch.zeros(N, 4))).log_prob(value), expected)
     assert list(wrapped.parameters()) == list(part.parameters())
-    for said in ("features", "x_shape", "density"):
+    for said in ("features", "x_shape", "density", "levels"):
         if hasattr(part, said):
             assert getattr(wrapped, said) == getattr(part, said)
 
@@ -461,10 +491,14 @@ def test_pixels_are_drawn_with_the_mean_and_variance_they_say(case):
     torch.testing.assert_close(x.var(0).mean(), d.variance.mean(), rtol=0.1, atol=0)
 
 
-@cases(lambda case: case.kind == "likelihood" and case.entry.data in ("binary", "counts"))
+# How many values carry all the probability, which falls faster than 0.9ˣ where there is no largest.
+VALUES = {"binary": 2, "counts": 5, "any count": 400}
+
+
+@cases(lambda case: case.kind == "likelihood" and case.entry.data in VALUES)
 def test_the_probabilities_of_a_pixel_add_up_to_one(case):
     d = case(shaken(case.make().double()), dtype=torch.float64).base_dist
-    values = torch.arange(5 if case.entry.data == "counts" else 2, dtype=torch.float64)
+    values = torch.arange(VALUES[case.entry.data], dtype=torch.float64)
     total = sum(d.log_prob(value.expand(d.batch_shape)).exp() for value in values)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
 
@@ -480,7 +514,7 @@ def test_check_accepts_its_data_and_refuses_the_rest(case):
     with pytest.raises(ShapeError, match=r"expected \(N, 1, 6, 5\), got \(6, 6, 5\)"):
         part.check(x[:, 0])
     if case.entry.data != "real":
-        for bad in (x + 5, x - 1, x * 255):
+        for bad in (x + 0.5, x - 1) if case.entry.data == "any count" else (x + 5, x - 1, x * 255):
             with pytest.raises(PplVaeError, match="expected"):
                 part.check(bad)
 

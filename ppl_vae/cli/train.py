@@ -29,7 +29,7 @@ __all__ = ["train"]
 PARTS = ("prior", "likelihood", "encoder")
 NAMED = (*PARTS, "data")
 # What parts share is filled in; these can be typed all the same, to override it.
-SHARED: dict[str, Any] = {"features": int, "x_shape": list[int], "context": int, "total_count": int}
+SHARED: dict[str, Any] = {"features": int, "x_shape": list[int], "context": int, "total_count": int, "levels": int}
 SHARED |= {"shift": float, "scale": float, "hidden": list[int]}
 # Options of zuko's that are functions, which no word stands for, and the shapes that go with them.
 UNTYPABLE = {"activation", "univariate", "shapes"}

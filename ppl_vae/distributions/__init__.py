@@ -5,6 +5,15 @@ r"""Any distribution becomes a Pyro one; and the few densities no library has.
 """
 
 from .adapt import as_pyro, transport, zuko
-from .pixels import GreyBernoulli
+from .pixels import ContinuousBernoulli, DiscretizedLogistic, GreyBernoulli, Levels, NegativeBinomial
 
-__all__ = ["GreyBernoulli", "as_pyro", "transport", "zuko"]
+__all__ = [
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "GreyBernoulli",
+    "Levels",
+    "NegativeBinomial",
+    "as_pyro",
+    "transport",
+    "zuko",
+]

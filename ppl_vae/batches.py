@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .data import Split
@@ -28,7 +28,7 @@ class Batches:
     def __init__(self, vae: VAE, source: Any, batch_size: int, device: torch.device, *, observe: bool = False) -> None:
         self.vae, self.device, self.batch_size = vae, device, batch_size
         # Told which labels there are, if these are the rows that are trained on.
-        self.observe = getattr(vae.condition, "observe", None) if observe else None
+        self.observe = vae.observe if observe else None
         self.binarize, self.loader = "none", None
         if isinstance(source, DataLoader):
             if source.batch_size is None:
@@ -54,7 +54,9 @@ class Batches:
         self._check(self.x, self.y)
         if self.rows is not None:
             self.batch_size = min(self.batch_size, self.rows)
-        self.x = self.x.to(vae._beta) if self.loader is None else self.x
+        self.divisor: int | None = None
+        if self.loader is None:
+            self.x, self.divisor = _compact(self.x.to(vae._beta))
         self.y = None if self.y is None else self.y.to(device)
 
     def _unpack(self, batch: Any, from_dataset: bool) -> tuple[Tensor, Tensor | None]:
@@ -71,7 +73,7 @@ class Batches:
             ) from error
         if not x.dim():
             raise ShapeError("x: expected (N, *x_shape), got a number")
-        return x, y if y is None or y.dim() else y.expand(len(x))
+        return x, y if y is None or self.vae.per_row(y) else y.expand(len(x), *y.shape)
 
     def _check(self, x: Tensor, y: Tensor | None) -> None:
         if self.binarize == "dynamic":
@@ -101,6 +103,12 @@ class Batches:
         sizes = {min(self.batch_size, len(self.x)), len(self.x) % self.batch_size} - {0}
         return [(torch.arange(size, device=self.device),) for size in sorted(sizes, reverse=True)]
 
+    def start(self) -> None:
+        """Show the rows to whatever of the prior wants to start from data, as pseudo-inputs do, and has not yet."""
+        for part in self.vae.prior.modules() if isinstance(self.vae.prior, nn.Module) else ():
+            if hasattr(part, "started") and not part.started:
+                part.start_from(self._values(self.x), self.y)  # type: ignore[operator]
+
     def shuffled(self) -> Iterator[tuple[Any, ...]]:
         """Yield the inputs of an epoch's steps: indices of all rows in random order, or what the loader gives."""
         if self.loader is not None:
@@ -113,8 +121,12 @@ class Batches:
         if self.loader is not None:
             return (first, y), {}
         x = self.x[first]
+        x = self._values(x)
         x = torch.bernoulli(x) if self.binarize == "dynamic" else x
         return (x, None if self.y is None else self.y[first]), {}
+
+    def _values(self, rows: Tensor) -> Tensor:
+        return rows.to(self.vae._beta) if self.divisor is None else rows.to(self.vae._beta) / self.divisor
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield every row once, in order, as (x, y)."""
@@ -145,3 +157,15 @@ class Batches:
             if tensor is not None:
                 sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()
+
+
+def _compact(x: Tensor) -> tuple[Tensor, int | None]:
+    """Rows as bytes and what to divide them by, if that gives them back bit for bit; else as they are.
+
+    Grey levels and binary pixels need a quarter of the memory, and so does fetching a batch of them.
+    """
+    for divisor in (1, 255):
+        levels = (x * divisor).round()
+        if not (levels.min() < 0 or levels.max() > 255) and torch.equal(levels.to(torch.uint8).to(x) / divisor, x):
+            return levels.to(torch.uint8), divisor
+    return x, None

@@ -50,6 +50,7 @@ class Evaluation:
             "reconstruction": "reconstruction −log p(x|z,y)",
             "kl": "KL(q(z|x,y) ‖ p(z|y))",
             "neg_log_prob": f"−log p(x|y), {self.samples} samples",
+            "bits_per_dim": "the same in bits per dimension",
         }
         lines = [f"{f'{self.rows} rows, nats per datum':36s} {'mean':>10s} {'std. error':>11s}"]
         lines += [f"{names[name]:36s} {mean:10.3f} {error:11.3f}" for name, (mean, error) in self.terms.items()]
@@ -89,7 +90,8 @@ def evaluate(
         seed: of the draws; the caller's generators are left as they were.
 
     Returns:
-        ``neg_elbo``, ``reconstruction``, ``kl`` and ``neg_log_prob``; the first and last need a prior.
+        ``neg_elbo``, ``reconstruction``, ``kl`` and ``neg_log_prob``, of which a model with a point for an encoder has the
+        reconstruction alone; and ``bits_per_dim``, −log₂ p(x|y) / D, where a pixel is one of 256 levels.
 
     Example:
         >>> print(evaluate(pv.ae((4,), 2), torch.zeros(8, 4)).terms.keys())
@@ -98,17 +100,23 @@ def evaluate(
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
     vae.check(x, y)
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
-    chunks: dict[str, list[Tensor]] = {"neg_elbo": [], "reconstruction": [], "kl": [], "neg_log_prob": []}
+    names = "neg_elbo", "reconstruction", "kl", "neg_log_prob", "bits_per_dim"
+    chunks: dict[str, list[Tensor]] = {name: [] for name in names}
+    # A point has no density to weigh against the prior's.
+    point = vae.prior is None or vae._is_point(vae.encode(x[:1], y if y is None or not vae.per_row(y) else y[:1]))
     with _evaluating(vae), seeded(seed, vae._beta.device):
         for i in range(0, len(x), batch_size):
-            rows = x[i : i + batch_size], y if y is None or y.dim() == 0 else y[i : i + batch_size]
+            rows = x[i : i + batch_size], y if y is None or not vae.per_row(y) else y[i : i + batch_size]
             reconstruction, kl = elbo_terms(vae, *rows, samples=draws)
             chunks["reconstruction"].append(reconstruction)
-            if vae.prior is None:
+            if point:
                 continue
             chunks["kl"].append(kl)
             chunks["neg_elbo"].append(reconstruction + kl)
             chunks["neg_log_prob"].append(-vae.log_prob(*rows, samples=samples))
+            if getattr(vae.likelihood, "levels", None) == 256:
+                bits = chunks["neg_log_prob"][-1] / (math.log(2) * x[0].numel())
+                chunks["bits_per_dim"].append(bits)
     means = {}
     for name, values in chunks.items():
         if values:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pyro.distributions import Unit
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
@@ -150,6 +151,8 @@ def fit(
             seed_all(seed, device)
         batches = Batches(vae, train, batch_size, device, observe=True)
         validation = None if valid is None else Batches(vae, valid, batch_size, device)
+        if resume is None:
+            batches.start()
 
     objective = Trace_ELBO() if objective is None else objective
     checkpoint = resume if checkpoint is None else checkpoint
@@ -197,6 +200,8 @@ def fit(
                         break
                     if beta_at is not None:
                         vae.beta = beta_at(epoch)
+                    if (begin := getattr(objective, "begin_epoch", None)) is not None:
+                        begin(epoch)
                     steps.optim.set_lr(rate := lr_at(epoch))
                     row = {"epoch": epoch, **_epoch(vae, steps, batches), "beta": vae.beta, "lr": rate}
                     if validation is not None:
@@ -266,11 +271,17 @@ class Terms(Watch):
         self._of_guide = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] == "y" and isinstance(msg["fn"], Unit):
+            # Where labels are missing: log p(y), or −KL(q(y|x) ‖ p(y)) of one that was summed out.
+            self.kl = self.kl - msg["fn"].log_factor.sum(-1).mean().detach()
         if msg["name"] not in ("x", "z"):
             return
-        # (*, N): vectorised particles stand in front of the batch, and what counts is their mean. Not under no_grad: a
-        # transform that remembers its last inverse would then hand the loss one without a gradient.
-        log_prob = msg["fn"].log_prob(msg["value"]).sum(-1).mean().detach()
+        # Not under no_grad: a transform that remembers its inverse would then hand the loss one without a gradient.
+        log_prob = msg["fn"].log_prob(msg["value"])
+        if (weights := msg["infer"].get("weights")) is not None:
+            log_prob = (weights * log_prob).sum(-2)
+        # (*, N): vectorised particles stand in front of the batch, and what counts is their mean.
+        log_prob = log_prob.sum(-1).mean().detach()
         if msg["name"] == "x":
             self.reconstruction = self.reconstruction - log_prob
             self.passes += 1

@@ -25,7 +25,7 @@ from torch.distributions import Distribution, constraints
 
 from ..errors import NoClosedFormError, PartError
 
-__all__ = ["as_pyro", "transport", "zuko"]
+__all__ = ["as_pyro", "inside", "transport", "zuko"]
 
 
 def _import_zuko() -> Any:
@@ -169,3 +169,26 @@ def transport(z: Tensor, source: Any, target: Any) -> Tensor:
         f"expected two diagonal Gaussians or two flows to carry z between, got {type(source).__name__} and "
         f"{type(target).__name__}: keep z as it is instead"
     )
+
+
+def inside(support: Any) -> Any:
+    """Return a number, or a tensor of them, at which a density with this support and its gradient are finite.
+
+    What is not looked at (an unseen pixel) still has to be a value: NaN times zero is NaN.
+
+    Arguments:
+        support: a constraint on numbers; zero where it has no bounds.
+
+    Example:
+        >>> inside(dist.Beta(2.0, 2.0).support), inside(dist.Gamma(2.0, 2.0).support), inside(dist.Poisson(3.0).support)
+        (0.5, 1.0, 0)
+    """
+    # Those of independent parts and of mixtures hold the one that is meant.
+    while (inner := getattr(support, "base_constraint", None)) is not None:
+        support = inner
+    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    if low is not None and (high is None or support.is_discrete):
+        return low if support.is_discrete else low + 1.0
+    if high is not None:
+        return high if low is None and support.is_discrete else high - 1.0 if low is None else (low + high) / 2
+    return 0.0

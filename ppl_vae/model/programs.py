@@ -12,21 +12,24 @@ import itertools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import Any, Self
 from weakref import WeakValueDictionary
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.constraints import sphere
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ..data import check_finite
-from ..distributions import as_pyro
+from ..distributions import as_pyro, inside
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
 
 __all__ = ["NO_PRIOR", "Programs"]
 
+_KINDS = ("prior", "likelihood", "encoder")
 _count = itertools.count()
 _named: WeakValueDictionary[str, Programs] = WeakValueDictionary()
 NO_PRIOR = (
@@ -80,9 +83,15 @@ class Programs(nn.Module):
         if prior is None and getattr(encoder, "features", None) is None:
             raise PartError("prior=None: expected an encoder with `features`, the number of latent features")
         self.prior, self.likelihood, self.encoder, self.condition = prior, likelihood, encoder, condition
+        said = {kind: getattr(getattr(self, kind), "features", None) for kind in _KINDS}
+        said = {kind: features for kind, features in said.items() if isinstance(features, int)}
+        if len(set(said.values())) > 1:
+            sizes = ", ".join(f"{features} in the {kind}" for kind, features in said.items())
+            raise ShapeError(f"expected one number of latent features in all parts, got {sizes}")
         # A buffer and not a number, which a program recorded as a graph would freeze. It also tells the model's
         # dtype and device. It is a setting, not a weight, so it is in no checkpoint.
-        self.register_buffer("_beta", torch.ones(()), persistent=False)
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        self.register_buffer("_beta", torch.ones((), dtype=like.dtype, device=like.device), persistent=False)
         self.beta = beta
         if name is not None and name in _named:
             raise ConfigError(f"a living model is named {name!r} already: choose another name, or leave it out")
@@ -94,6 +103,18 @@ class Programs(nn.Module):
     @staticmethod
     def _fresh_name() -> str:
         return f"vae_{next(_count)}"
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; a part whose parameters are all frozen stays in evaluation mode.
+
+        Its batch statistics and dropout masks are not to change what was frozen.
+        """
+        super().train(mode)
+        for part in self.children():
+            flags = [parameter.requires_grad for parameter in part.parameters()]
+            if flags and not any(flags):
+                part.eval()
+        return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copying and unpickling come through here: under the old name, SVI would train the original's tensors instead.
@@ -124,7 +145,7 @@ class Programs(nn.Module):
     def structure(self) -> tuple[Any, ...]:
         """What of the programs is decided in Python: a recorded graph of them holds while this is the same."""
         # Parts that are modules are found as such; those that are functions are here.
-        return self._kl_is_off, *(id(vars(self).get(name)) for name in ("prior", "likelihood", "encoder", "condition"))
+        return self._kl_is_off, *(id(vars(self).get(kind)) for kind in (*_KINDS, "condition"))
 
     # The two programs
 
@@ -144,14 +165,11 @@ class Programs(nn.Module):
         c, size = self._programs_context(x, y)
         with self._plate(size, total):
             with self._kl_weight():
-                z = pyro.sample("z", self._prior(c))
-            p = as_pyro(self.likelihood(z, c))
-            # Without this, an x that lacks its batch dimension would broadcast, and be counted once a row.
-            if x is not None and x.shape[1:] != p.event_shape:
-                raise ShapeError(f"x: expected (N, {', '.join(map(str, p.event_shape))}), got {tuple(x.shape)}")
-            if mask is None:
-                return pyro.sample("x", p, obs=x)
-            return pyro.sample("x", _only_seen(p, mask), obs=_seen(x, mask))
+                prior = self._prior(c)
+                z = pyro.sample("z", prior)
+            _check_pair(z, prior)
+            p, x = self._observed(as_pyro(self.likelihood(z, c)), x, mask)
+            return pyro.sample("x", p, obs=x)
 
     def guide(self, x: Any = None, y: Any = None, mask: Tensor | None = None, total: float | None = None) -> Tensor:
         """The inference program: z ~ q(z | x, y), with the signature of the model.
@@ -164,10 +182,15 @@ class Programs(nn.Module):
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
         c, size = self._programs_context(x, y)
         q = as_pyro(self.encoder(x if mask is None else _seen(x, mask), c))
-        if self.prior is None and not isinstance(getattr(q, "base_dist", q), dist.Delta):
+        if self.prior is None and not self._is_point(q):
             raise PartError(
                 f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
                 "hold back: give the model a prior"
+            )
+        if is_validation_enabled() and q.support is sphere and self._prior(c).support is not sphere:
+            raise PartError(
+                f"encoder: {type(q).__name__} draws points on a sphere, where a prior over all of space has no mass: "
+                "take priors.Sphere"
             )
         with self._plate(size, total), self._kl_weight():
             return pyro.sample("z", q)
@@ -202,6 +225,21 @@ class Programs(nn.Module):
             stack.enter_context(poutine.scale(scale=total / size))
         stack.enter_context(pyro.plate("data", size))
         return stack
+
+    @staticmethod
+    def _is_point(q: Any) -> bool:
+        return isinstance(getattr(q, "base_dist", q), dist.Delta)
+
+    @staticmethod
+    def _observed(p: Any, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor | None]:
+        """The likelihood and what it observes, where some pixels may be unseen."""
+        # Without this, an x that lacks its batch dimension would broadcast, and be counted once a row.
+        if x is not None and x.shape[1:] != p.event_shape:
+            raise ShapeError(f"x: expected (N, {', '.join(map(str, p.event_shape))}), got {tuple(x.shape)}")
+        if x is None or mask is None:
+            return p, x
+        p = _only_seen(p, mask)
+        return p, _seen(x, mask, inside(p.support))
 
     def _kl_weight(self) -> AbstractContextManager[Any]:
         return poutine.mask(mask=False) if self._kl_is_off else poutine.scale(scale=self._beta)
@@ -270,6 +308,15 @@ class Programs(nn.Module):
             raise PartError(f"condition: expected it to return floats (*, context), got {type(c).__name__}")
         return c.to(self._beta)
 
+    def observe(self, y: Tensor) -> None:
+        """Show the labels of training rows to a condition that keeps count of them."""
+        if (observe := getattr(self.condition, "observe", None)) is not None:
+            observe(y)
+
+    def per_row(self, y: Tensor) -> bool:
+        """Whether y has a batch dimension: one for every row of x, and not one for all; a y may have dimensions too."""
+        return y.dim() > len(getattr(self.condition, "y_shape", ()))
+
     def check(self, x: Any, y: Any = None) -> None:
         """Raise unless x and y are data for this model; meant for a whole data set, before the first step.
 
@@ -286,7 +333,7 @@ class Programs(nn.Module):
             self._context(y)
             return
         y = torch.as_tensor(y)
-        if y.dim() and len(y) != len(x):
+        if self.per_row(y) and len(y) != len(x):
             raise LabelError(f"expected one y a row of x, got {len(y)} for {len(x)} rows")
         if (check := getattr(self.condition, "check", None)) is not None:
             check(y)
@@ -294,9 +341,25 @@ class Programs(nn.Module):
             check_finite(y, "y")
 
 
-def _seen(x: Tensor, mask: Tensor) -> Tensor:
-    """X with unseen entries zeroed, NaN included; they reach neither a value nor a gradient."""
-    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+def _check_pair(z: Tensor, prior: Any) -> None:
+    """Raise unless z, where the guide has drawn it, is something that the prior could have drawn."""
+    if z.shape[-1:] != prior.event_shape:
+        raise ShapeError(
+            f"prior: expected a distribution over the latent ({z.shape[-1]},) that the encoder draws, got one over "
+            f"{tuple(prior.event_shape)}: give both the same number of features, and end the prior in .to_event(1)"
+        )
+    # A z that is not finite has an error of its own, which names the step.
+    if is_validation_enabled() and bool(z.isfinite().all()) and not prior.support.check(z).all():
+        name = type(getattr(prior, "base_dist", prior)).__name__
+        raise PartError(
+            f"prior: the encoder draws z outside the support of the prior ({name}), where log p(z|y) is −∞: take an "
+            "encoder with that support (Sphere goes with PowerSpherical), or a prior over all of z"
+        )
+
+
+def _seen(x: Tensor, mask: Tensor, fill: Any = 0.0) -> Tensor:
+    """X with unseen entries filled in, NaN included; they reach neither a value nor a gradient."""
+    return torch.where(mask, x, torch.as_tensor(fill, dtype=x.dtype, device=x.device))
 
 
 def _only_seen(p: Any, mask: Tensor) -> Any:

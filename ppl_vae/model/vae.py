@@ -157,6 +157,57 @@ class VAE(Programs):
         return as_pyro(self.likelihood(z, c)).mean
 
     @torch.no_grad()
+    def impute(self, x: Any, y: Any = None, *, mask: Any, n: int = 1, candidates: int = 100) -> Tensor:
+        r"""Draw the unseen pixels from p(x_unseen | x_seen, y).
+
+        .. math:: z_k \sim q(z \mid x_{\text{seen}}, y), \qquad w_k \propto
+            \frac{p(z_k \mid y)\, p(x_{\text{seen}} \mid z_k, y)}{q(z_k \mid x_{\text{seen}}, y)}
+
+        A z is chosen among the candidates with those weights, for each draw anew, and x is drawn given it. The encoder,
+        which may never have met zeros in the place of pixels, so only proposes; the draws are exact as ``candidates``
+        grows.
+
+        Arguments:
+            x: (N, *x_shape); unseen entries may be anything, NaN included.
+            y: (N,) as elsewhere.
+            mask: True where a pixel is seen, of the shape of x.
+            n: how many draws.
+            candidates: how many z are proposed for a row.
+
+        Returns:
+            (n, N, *x_shape), in which seen pixels are as they were given.
+
+        Raises:
+            NoDensityError: as :meth:`log_weights`.
+            ShapeError, PartError: for a mask of another shape, or a likelihood whose pixels are not independent.
+
+        Reference:
+            MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019)
+
+        Example:
+            >>> vae = pv.vae((4,), 2)
+            >>> x = torch.tensor([[1.0, 0.0, float("nan"), float("nan")]])
+            >>> vae.impute(x, mask=~x.isnan(), n=3).shape
+            torch.Size([3, 1, 4])
+        """
+        check_positive(n=n, candidates=candidates)
+        x = self._tensor(x)
+        mask = self._mask(x, mask)
+        step = max(1, _CHUNK // (candidates * max(1, x[0].numel())))
+        y = None if y is None else torch.as_tensor(y, device=x.device)
+        rows = [slice(first, first + step) for first in range(0, len(x), step)]
+        # One y may stand for all rows.
+        every = y is None or not self.per_row(y) or len(y) != len(x)
+        drawn = [self._impute(x[some], y if every else y[some], mask[some], n, candidates) for some in rows]
+        return torch.cat(drawn, 1)
+
+    def _impute(self, x: Tensor, y: Any, mask: Tensor, n: int, candidates: int) -> Tensor:
+        z, log_w = (torch.cat(chunks) for chunks in zip(*self._propose(x, y, candidates, mask), strict=True))
+        chosen = dist.Categorical(logits=log_w.movedim(0, -1)).sample((n,))
+        z = z.gather(0, chosen.unsqueeze(-1).expand(-1, -1, z.shape[-1]))
+        return torch.where(mask, x, self.decode(z, y).sample().to(x))
+
+    @torch.no_grad()
     def log_weights(self, x: Any, y: Any = None, samples: int = 1000) -> Iterator[Tensor]:
         r"""Yield importance weights of z ~ q(z | x, y).
 
@@ -175,16 +226,21 @@ class VAE(Programs):
             NoDensityError: if the model has no prior, or its encoder gives a point.
         """
         check_positive(samples=samples)
-        x = self._tensor(x)
-        p, q = self.prior_given(y), self.encode(x, y)
-        if isinstance(getattr(q, "base_dist", q), dist.Delta):
+        for _, log_w in self._propose(self._tensor(x), y, samples):
+            yield log_w
+
+    def _propose(self, x: Tensor, y: Any, samples: int, mask: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield z ~ q(z | x, y) and their log-weights, in chunks (k, N, latent) and (k, N)."""
+        p, q = self.prior_given(y), self.encode(x if mask is None else torch.where(mask, x, 0.0), y)
+        if self._is_point(q):
             raise NoDensityError("a point encoder (Delta) has no density, so it gives no importance weights")
         chunk = max(1, _CHUNK // max(1, x.numel()))
         for done in range(0, samples, chunk):
             # rsample, because a flow then scores its own draw without being inverted.
             draw = q.rsample if q.has_rsample else q.sample
             z = draw((min(chunk, samples - done),))
-            yield p.log_prob(z) + self.decode(z, y).log_prob(x) - q.log_prob(z)
+            likelihood, seen = self._observed(self.decode(z, y), x, mask)
+            yield z, p.log_prob(z) + likelihood.log_prob(seen) - q.log_prob(z)
 
     @torch.no_grad()
     def log_prob(self, x: Any, y: Any = None, samples: int = 1000) -> Tensor:

@@ -1,0 +1,67 @@
+r"""A prior after the fact: fitted to where the encoder of a trained model puts the data.
+
+.. math:: \max_p\ \mathbb{E}_{\text{data}}\, \mathbb{E}_{q(z \mid x, y)} \bigl[\log p(z \mid y)\bigr]
+
+That is the part of the ELBO in which the prior stands, so the fit is the usual one with everything else frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from . import presets
+from .errors import ConfigError, PartError
+from .model import VAE
+from .training import fit
+
+__all__ = ["fit_prior"]
+
+
+def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..., Any], **options: Any) -> VAE:
+    """Return a model with a new prior, fitted to the aggregate posterior; it shares the other parts, which stay as is.
+
+    The second stage of a two-stage model. It also makes a generative model of an autoencoder: its codes get a density.
+
+    Arguments:
+        vae: a trained model; it is not changed.
+        train: as :func:`ppl_vae.fit` takes it.
+        prior: a part, a name, or a dict ``{"name": ..., option: ...}``, as the presets take it.
+        options: of :func:`ppl_vae.fit`: ``epochs``, ``lr``, ``valid``, ``callbacks``, ...
+
+    Raises:
+        PartError: if the prior has nothing to fit, or shares parameters with the parts that are frozen and no others.
+        ConfigError: for an option that does not apply.
+
+    Reference:
+        Diagnosing and Enhancing VAE Models (Dai and Wipf, 2019); From Variational to Deterministic Autoencoders (Ghosh
+        et al., 2020)
+
+    Example:
+        >>> ae = pv.ae((4,), 2)
+        >>> generator = fit_prior(ae, torch.randn(64, 4), {"name": "GMM", "components": 3}, epochs=2, progress=False)
+        >>> generator.sample(5).shape, generator.encoder is ae.encoder
+        (torch.Size([5, 4]), True)
+    """
+    if "beta" in options:
+        raise ConfigError("beta: it weighs the prior against the likelihood, and here the prior alone is fitted")
+    if isinstance(prior, str | Mapping):
+        shared = {key: getattr(vae.encoder, key, 0) for key in ("features", "context")}
+        spec = presets.complete("prior", prior, **shared)
+        prior = presets.make("prior", spec, conditional=vae.condition is not None, encoder=vae.encoder)
+    new = VAE(prior, vae.likelihood, vae.encoder, vae.condition)
+    others = (vae.likelihood, vae.encoder, vae.condition)
+    frozen = {p for part in others if isinstance(part, nn.Module) for p in part.parameters() if p.requires_grad}
+    if not isinstance(prior, nn.Module) or all(p in frozen or not p.requires_grad for p in prior.parameters()):
+        raise PartError(f"prior: expected one with parameters of its own to fit, got {type(prior).__name__}")
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        fit(new, train, **options)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    new.beta = vae.beta
+    return new

@@ -1,0 +1,150 @@
+r"""Labels that are missing for part of the data are summed out.
+
+.. math::
+    \text{labelled:}\quad \mathcal L(x, y) &= \mathrm{ELBO}(x \mid y) + \log p(y) + \alpha \log q(y \mid x) \\
+    \text{unlabelled:}\quad \mathcal U(x) &= \sum_y q(y \mid x)
+        \bigl[\mathrm{ELBO}(x \mid y) + \log p(y) - \log q(y \mid x)\bigr]
+
+Both are one sum over y with weights: q(y|x) where the label is missing, a one where it is known. So both kinds of rows
+go through one program of static shape, with the labels along a dimension of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from .distributions import as_pyro
+from .errors import ConfigError, DataError, LabelError, PartError
+from .model import VAE
+
+__all__ = ["SemiSupervised"]
+
+
+class SemiSupervised(VAE):
+    r"""A class-conditional VAE with a classifier beside it, for data of which few rows have a label.
+
+    ``y`` is a whole number per row as elsewhere, and −1 where the label is missing. Everything that is asked of a model
+    with its labels (``sample``, ``log_prob``, ``evaluate``, ...) is asked in the same way. A step encodes and decodes a
+    row as many times as there are labels.
+
+    Arguments:
+        vae: class-conditional; its parts are shared, not copied.
+        classifier: x, None → q(y | x), a categorical distribution, such as ``encoders.Classifier(10, x_shape)``.
+        labels: None → p(y), a categorical distribution; by default all labels are as likely.
+        alpha: the weight of log q(y | x) on labelled rows, which the bound itself does not train.
+
+    Raises:
+        PartError: if the model has no condition, or a part does not give a categorical distribution.
+
+    Reference:
+        Semi-supervised Learning with Deep Generative Models (Kingma, Rezende, Mohamed and Welling, 2014)
+
+    Example:
+        >>> classifier = pv.encoders.Classifier(3, (4,))
+        >>> model = SemiSupervised(pv.cvae((4,), 2, 3), classifier)
+        >>> x, y = torch.randint(2, (5, 4)).float(), torch.tensor([0, 2, -1, -1, -1])
+        >>> pv.objectives.Trace_ELBO().loss(model.model, model.guide, x, y) > 0
+        True
+        >>> model.classify(x).probs.shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        classifier: Callable[..., Any],
+        labels: Callable[..., Any] | None = None,
+        alpha: float = 1.0,
+    ) -> None:
+        if vae.condition is None:
+            raise PartError(
+                "SemiSupervised: expected a model conditional on labels, such as cvae(...), got one without y"
+            )
+        if not 0 <= alpha < math.inf:
+            raise ConfigError(f"expected 0 ≤ alpha < ∞, got {alpha}")
+        super().__init__(vae.prior, vae.likelihood, vae.encoder, vae.condition, beta=vae.beta)
+        self.classifier, self.labels, self.alpha = classifier, labels, alpha
+
+    def classify(self, x: Any) -> Any:
+        """Return q(y | x), a categorical distribution, for x (N, *x_shape)."""
+        q = as_pyro(self.classifier(self._tensor(x), None))
+        if not isinstance(q, torch.distributions.Categorical):
+            raise PartError(f"classifier: expected it to return a Categorical, got {type(q).__name__}")
+        return q
+
+    def model(self, x: Any = None, y: Any = None, mask: Tensor | None = None, total: float | None = None) -> Tensor:
+        """As :meth:`VAE.model`; rows of ``y`` that are −1 are summed over."""
+        if x is None:
+            return super().model(None, y, mask, total)
+        x, mask = self._tensor(x), self._mask(x, mask)
+        weights, log_q, y = self._weights(x if mask is None else torch.where(mask, x, 0.0), y)
+        c = self._every_context(weights)
+        log_p, row = self._log_p(log_q), y.clamp(min=0)[None]
+        unknown = (log_q.exp() * (log_p - log_q)).sum(0)
+        known, log_q_y = (table.expand_as(log_q).gather(0, row)[0] for table in (log_p, log_q))
+        with self._plate(len(x), total):
+            pyro.factor("y", torch.where(y >= 0, known, unknown))
+            pyro.factor("classifier", self.alpha * torch.where(y >= 0, log_q_y, torch.zeros_like(log_q_y)))
+            with pyro.plate("labels", len(weights), dim=-2), poutine.scale(scale=weights):
+                with self._kl_weight():
+                    z = pyro.sample("z", self._prior(c), infer={"weights": weights})
+                p, x = self._observed(as_pyro(self.likelihood(z, c)), x, mask)
+                return pyro.sample("x", p, obs=x, infer={"weights": weights})
+
+    def guide(self, x: Any = None, y: Any = None, mask: Tensor | None = None, total: float | None = None) -> Tensor:
+        """As :meth:`VAE.guide`, for every label at once: z is (labels, N, latent)."""
+        x, mask = self._tensor(x), self._mask(x, mask)
+        if x is None:
+            raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
+        x = x if mask is None else torch.where(mask, x, 0.0)
+        weights, _, _ = self._weights(x, y)
+        q = as_pyro(self.encoder(x, self._every_context(weights)))
+        every = pyro.plate("labels", len(weights), dim=-2)
+        with self._plate(len(x), total), every, poutine.scale(scale=weights), self._kl_weight():
+            return pyro.sample("z", q, infer={"weights": weights})
+
+    def check(self, x: Any, y: Any = None) -> None:
+        """As :meth:`VAE.check`; a label may be −1."""
+        if y is None:
+            raise LabelError("expected y, one label a row of x, and −1 where it is missing; got none")
+        y = torch.as_tensor(y)
+        if y.numel() and y.min() < -1:
+            raise LabelError(f"expected labels from 0, or −1 where they are missing, got {y.min().item()}")
+        super().check(x, y.clamp(min=0))
+
+    def observe(self, y: Tensor) -> None:
+        """Remember the labels that training has shown."""
+        super().observe(y[y >= 0])
+
+    # The sum over y
+
+    def _weights(self, x: Tensor, y: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight of every label in every row, (labels, N); log q(y | x), likewise; and y (N,)."""
+        self._register()
+        y = torch.full((len(x),), -1) if y is None else torch.as_tensor(y)
+        y = y.to(x.device).expand(len(x))
+        log_q = self.classify(x).logits.movedim(-1, 0)
+        known = torch.arange(len(log_q), device=x.device)[:, None] == y
+        weights = torch.where(y >= 0, known.to(log_q), log_q.exp())
+        # Pyro wants scales above zero; so small a weight leaves nothing of a finite number.
+        return weights.clamp(min=torch.finfo(weights.dtype).tiny), log_q, y
+
+    def _every_context(self, weights: Tensor) -> Tensor:
+        """C of every label, (labels, 1, context)."""
+        return self._context(torch.arange(len(weights))).unsqueeze(1)  # type: ignore[union-attr]
+
+    def _log_p(self, log_q: Tensor) -> Tensor:
+        """Log p(y), (labels, 1)."""
+        if self.labels is None:
+            return log_q.new_full((len(log_q), 1), -math.log(len(log_q)))
+        p = as_pyro(self.labels(None))
+        if not isinstance(p, torch.distributions.Categorical) or p.logits.shape[-1] != len(log_q):
+            raise PartError(f"labels: expected it to return a Categorical over {len(log_q)} labels, got {p}")
+        return p.logits.unsqueeze(-1) if p.logits.dim() == 1 else p.logits.movedim(-1, 0)

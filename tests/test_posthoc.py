@@ -1,0 +1,114 @@
+"""A prior after the fact: where it must end, and what it must leave alone."""
+
+import pytest
+import torch
+from ppca import Ppca
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+import ppl_vae as pv
+from ppl_vae.distributions import zuko
+from ppl_vae.errors import ConfigError, NoDensityError, PartError
+
+
+def aggregate(vae, x, y=None):
+    """Mean and variance of z ~ q(z | x, y) over the data: by the law of total variance."""
+    q = vae.encode(x, y).base_dist
+    return q.loc.mean(0), q.scale.square().mean(0) + q.loc.var(0, correction=0)
+
+
+def test_a_gaussian_ends_at_the_moments_of_the_aggregate_posterior():
+    truth = Ppca()
+    x, _ = truth.draw(500)
+    vae = truth.vae(shift=2.0, stretch=1.5)
+    options = {"epochs": 400, "batch_size": 500, "lr": lambda epoch: 0.05 * 0.985**epoch, "progress": False}
+    new = pv.fit_prior(vae, x, pv.priors.Gaussian(2).double(), **options)
+    loc, variance = aggregate(vae, x)
+    # One draw of z a row and step: what is left of the noise after the rate has fallen is below a hundredth.
+    torch.testing.assert_close(new.prior.loc, loc, rtol=0, atol=0.03)
+    torch.testing.assert_close(new.prior.log_variance.exp(), variance, rtol=0.03, atol=0)
+
+
+def test_a_conditional_prior_ends_at_the_moments_of_each_class():
+    truth = Ppca(classes=3)
+    x, y = truth.draw(600)
+    vae = truth.vae(shift=2.0)
+    options = {"epochs": 400, "batch_size": 600, "lr": lambda epoch: 0.05 * 0.985**epoch, "progress": False}
+    new = pv.fit_prior(vae, (x, y), pv.priors.Gaussian(2, 3, hidden=()).double(), **options)
+    for label in range(3):
+        loc, variance = aggregate(vae, x[y == label], y[y == label])
+        p = new.prior_given(label).base_dist
+        torch.testing.assert_close(p.loc, loc, rtol=0, atol=0.04)
+        torch.testing.assert_close(p.scale.square(), variance, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("prior", ["GMM", "MAF", {"name": "Gaussian"}], ids=str)
+def test_it_raises_the_elbo_and_leaves_the_rest_alone(prior):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(8 + 3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4))
+    vae = pv.cvae((8,), 2, 3, likelihood="Gaussian", encoder=pv.encoders.Gaussian(2, (8,), 3, network=body))
+    vae.beta = 0.25
+    truth = Ppca(classes=3)
+    x, y = truth.draw(300)
+    x = x.float()
+    before = {k: v.clone() for k, v in vae.state_dict().items()}
+    flags = [p.requires_grad for p in vae.parameters()]
+    new = pv.fit_prior(vae, (x, y), prior, epochs=30, lr=0.01, progress=False)
+    # Nothing but which labels training has shown.
+    changed = [key for key, value in vae.state_dict().items() if not torch.equal(value, before[key])]
+    assert changed == ["condition.seen"]
+    assert [p.requires_grad for p in vae.parameters()] == flags
+    assert all(getattr(new, kind) is getattr(vae, kind) for kind in ("encoder", "likelihood", "condition"))
+    assert (vae.beta, new.beta) == (0.25, 0.25)
+
+    def gain(model):
+        torch.manual_seed(1)
+        return -torch.stack(pv.objectives.elbo_terms(model, x, y, samples=20)).sum(0).mean().item()
+
+    assert gain(new) > gain(vae) + 0.05
+    assert new.sample(2, y=1).shape == (2, 8)
+
+
+def test_an_autoencoder_becomes_generative():
+    torch.manual_seed(0)
+    ae = pv.ae((4,), 2, hidden=(8,))
+    with pytest.raises(NoDensityError):
+        ae.sample(3)
+    x = torch.randn(128, 4)
+    new = pv.fit_prior(ae, x, {"name": "GMM", "components": 4}, epochs=100, batch_size=16, lr=0.01, progress=False)
+    assert new.sample(3).shape == (3, 4)
+    codes = ae.embed(x)
+    one = MultivariateNormal(codes.mean(0), codes.T.cov())
+    # Four components have room for what one Gaussian, fitted in closed form, says of the codes.
+    assert new.prior_given().log_prob(codes).mean() > one.log_prob(codes).mean()
+    z = new.prior_given().sample((4000,))
+    torch.testing.assert_close(z.quantile(0.5, dim=0), codes.quantile(0.5, dim=0), rtol=0, atol=0.1)
+    with pytest.raises(NoDensityError, match="point"):
+        new.log_prob(x)
+    with pytest.raises(NoDensityError):
+        ae.sample(3)
+
+
+def test_it_is_saved_and_loaded_as_any_model(tmp_path):
+    ae = pv.ae((4,), 2, hidden=(8,))
+    new = pv.fit_prior(ae, torch.randn(64, 4), "MAF", epochs=1, progress=False)
+    pv.save(new, tmp_path / "model")
+    other = pv.load(tmp_path / "model")
+    samples = []
+    for model in (new, other):
+        torch.manual_seed(0)
+        samples.append(model.sample(5))
+    assert torch.equal(*samples)
+
+
+def test_errors_say_the_way_out():
+    vae, x = pv.vae((4,), 2), torch.zeros(8, 4)
+    with pytest.raises(PartError, match="parameters of its own"):
+        pv.fit_prior(vae, x, "Standard")
+    with pytest.raises(PartError, match="parameters of its own"):
+        pv.fit_prior(vae, x, lambda c: zuko.distributions.DiagNormal(torch.zeros(2), torch.ones(2)))
+    with pytest.raises(ConfigError, match="beta"):
+        pv.fit_prior(vae, x, "MAF", beta=2.0)
+    with pytest.raises(ConfigError, match="did you mean 'GMM'"):
+        pv.fit_prior(vae, x, "GMN")
+    assert all(p.requires_grad for p in vae.parameters())

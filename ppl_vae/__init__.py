@@ -2,6 +2,7 @@
 
 from . import (
     checkpoint,
+    conditions,
     data,
     distributions,
     encoders,
@@ -17,22 +18,27 @@ from . import (
     training,
 )
 from .checkpoint import load, save
+from .conditions import OneHot
 from .evaluation import audit, evaluate
 from .model import VAE
-from .networks import OneHot
-from .parts import Part, Unconditional
+from .parts import Chain, Part, Unconditional
+from .posthoc import fit_prior
 from .presets import ae, cvae, vae
+from .semisupervised import SemiSupervised
 from .training import History, fit
 
 __all__ = [
     "VAE",
+    "Chain",
     "History",
     "OneHot",
     "Part",
+    "SemiSupervised",
     "Unconditional",
     "ae",
     "audit",
     "checkpoint",
+    "conditions",
     "cvae",
     "data",
     "distributions",
@@ -41,6 +47,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "fit",
+    "fit_prior",
     "likelihoods",
     "load",
     "networks",

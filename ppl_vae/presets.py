@@ -20,15 +20,16 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from . import encoders, likelihoods, networks, objectives, priors
+from . import conditions, encoders, likelihoods, networks, objectives, priors
 from .distributions import zuko
 from .errors import ConfigError, PartError
 from .model import VAE
-from .parts import Unconditional
+from .parts import Chain, Unconditional
 
 __all__ = [
     "CONDITIONS",
     "ENCODERS",
+    "FLOWS",
     "LIKELIHOODS",
     "NETWORKS",
     "OBJECTIVES",
@@ -49,6 +50,10 @@ PRIORS: dict[str, type] = {
     "Standard": priors.Standard,
     "Gaussian": priors.Gaussian,
     "Fixed": priors.Fixed,
+    "Mixture": priors.Mixture,
+    "Vamp": priors.Vamp,
+    "Sphere": priors.Sphere,
+    "Chain": Chain,
     **{name: getattr(zuko.flows, name) for name in ("MAF", "NSF", "NICE", "BPF", "GMM", "CNF")},
 }
 LIKELIHOODS: dict[str, type] = {
@@ -65,10 +70,41 @@ LIKELIHOODS: dict[str, type] = {
     "Poisson": likelihoods.Poisson,
     "NegativeBinomial": likelihoods.NegativeBinomial,
 }
-ENCODERS: dict[str, type] = {"Gaussian": encoders.Gaussian, "Delta": encoders.Delta}
-CONDITIONS: dict[str, type] = {"OneHot": networks.OneHot}
-NETWORKS: dict[str, type] = {"MLP": networks.MLP, "Conv": networks.Conv}
-OBJECTIVES: dict[str, Callable[..., Any]] = {"trace": objectives.Trace_ELBO, "analytic": objectives.Analytic}
+ENCODERS: dict[str, type] = {
+    "Gaussian": encoders.Gaussian,
+    "FullGaussian": encoders.FullGaussian,
+    "LowRankGaussian": encoders.LowRankGaussian,
+    "Mixture": encoders.Mixture,
+    "Flow": encoders.Flow,
+    "PowerSpherical": encoders.PowerSpherical,
+    "Delta": encoders.Delta,
+    "Chain": Chain,
+}
+# What the encoder Flow turns round; a GMM transforms no noise.
+FLOWS: dict[str, type] = {name: PRIORS[name] for name in ("MAF", "NSF", "NICE", "BPF", "CNF")}
+CONDITIONS: dict[str, type] = {
+    "OneHot": conditions.OneHot,
+    "OneHots": conditions.OneHots,
+    "Continuous": conditions.Continuous,
+    "Image": conditions.Image,
+}
+NETWORKS: dict[str, type] = {
+    "MLP": networks.MLP,
+    "GatedMLP": networks.GatedMLP,
+    "FiLM": networks.FiLM,
+    "Conv": networks.Conv,
+    "ResNet": networks.ResNet,
+}
+OBJECTIVES: dict[str, type] = {
+    "trace": objectives.Trace_ELBO,
+    "analytic": objectives.Analytic,
+    "iwae": objectives.IWAE,
+    "renyi": objectives.Renyi,
+    "stl": objectives.STL,
+    "dreg": objectives.DReG,
+    "freebits": objectives.FreeBits,
+    "capacity": objectives.Capacity,
+}
 
 # What zuko's flows hand the options on to that they do not know themselves.
 _HANDED_ON: dict[type, tuple[Callable[..., Any], ...]] = {
@@ -135,7 +171,7 @@ def vae(
     likelihood: Spec = "Bernoulli",
     encoder: Spec = "Gaussian",
     condition: Spec | None = None,
-    context: int = 0,
+    context: int | None = None,
     hidden: Sequence[int] | None = None,
     network: Any = None,
     range: tuple[float, float] = (0.0, 1.0),
@@ -149,7 +185,7 @@ def vae(
         features: the number of latent features.
         prior, likelihood, encoder, condition: each a name from the tables, a dict ``{"name": ..., option: ...}``, or a
             part of your own, which is used as it is.
-        context: the number of context features that the condition makes.
+        context: the number of context features that the condition makes, where it is one that does not say.
         hidden, network: for the likelihood and the encoder, as :class:`~ppl_vae.networks.Network` takes them; by
             default one hidden layer of 400.
         range: the least and the largest value of a pixel; encoders and likelihoods of real numbers standardise with it.
@@ -160,6 +196,12 @@ def vae(
         >>> vae((1, 28, 28), 20).sample(3).shape
         torch.Size([3, 1, 28, 28])
     """
+    # Nothing is shared with a condition: the shape and the features of a y are its own.
+    named = isinstance(condition, str | Mapping)
+    of_y: Any = make("condition", complete("condition", condition)) if named else condition  # type: ignore[arg-type]
+    if context is None:
+        said = 0 if of_y is None else getattr(of_y, "context", None)
+        context = said if isinstance(said, int) else None
     shared = {"features": features, "x_shape": tuple(x_shape), "context": context}
     shared |= {"shift": float(range[0]), "scale": float(range[1] - range[0]) or 1.0}
     if levels is not None:
@@ -170,15 +212,19 @@ def vae(
     def part(kind: str, spec: Spec | None, **more: Any) -> Any:
         if spec is None or not isinstance(spec, str | Mapping):
             return spec
-        return make(kind, complete(kind, spec, **shared, **more), conditional=condition is not None)
+        config = complete(kind, spec, **shared, **more)
+        if config.get("context", 0) is None:
+            raise ConfigError(
+                f"context: expected how many features the condition ({type(of_y).__name__}) makes of a y, which it "
+                "does not say itself: pass context=, or 0 for parts that ignore y"
+            )
+        return make(kind, config, conditional=of_y is not None, encoder=parts.get("encoder"))
 
-    return VAE(
-        prior=part("prior", prior),
-        likelihood=part("likelihood", likelihood, **bodies),
-        encoder=part("encoder", encoder, **bodies),
-        condition=part("condition", condition),
-        beta=beta,
-    )
+    parts: dict[str, Any] = {}
+    specs: dict[str, Spec | None] = {"prior": prior, "likelihood": likelihood, "encoder": encoder}
+    for kind in _in_order(specs):
+        parts[kind] = part(kind, specs[kind], **{} if kind == "prior" else bodies)
+    return VAE(**parts, condition=of_y, beta=beta)
 
 
 def cvae(x_shape: Sequence[int], features: int, classes: int, *, prior: Spec = "Gaussian", **rest: Any) -> VAE:
@@ -195,7 +241,7 @@ def cvae(x_shape: Sequence[int], features: int, classes: int, *, prior: Spec = "
         >>> cvae((1, 28, 28), 20, 10).sample(8, y=torch.arange(10)).shape
         torch.Size([8, 10, 1, 28, 28])
     """
-    return vae(x_shape, features, prior=prior, condition=networks.OneHot(classes), context=classes, **rest)
+    return vae(x_shape, features, prior=prior, condition=conditions.OneHot(classes), **rest)
 
 
 # Dictionaries
@@ -211,13 +257,48 @@ def complete(kind: str, spec: str | Mapping[str, Any], **shared: Any) -> dict[st
         >>> complete("prior", "Gaussian", features=16, x_shape=(1, 8, 8), context=10)
         {'name': 'Gaussian', 'features': 16, 'context': 10}
     """
+    if not isinstance(spec, str | Mapping):
+        raise ConfigError(f"{kind}: expected a name or a dict with one, got {type(spec).__name__}")
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if given.get("name") == "Unconditional" and set(given) == {"name", "part"}:
+        return given | {"part": complete(kind, given["part"], **shared | {"context": 0})}
     cls = lookup(TABLES[kind], given.get("name"), f"{kind} name")
-    parameters = _options(cls)
+    if cls is Chain:
+        return _complete_chain(kind, given, shared)
+    # The encoder of a Vamp is the model's, and no option.
+    parameters = [option for option in _options(cls) if option != "encoder"]
     for option in given:
         if option != "name" and option not in parameters and cls is not priors.Fixed:
             raise ConfigError(nearest(option, parameters, f"{kind} {given['name']}"))
     return {"name": given["name"]} | {k: v for k, v in shared.items() if k in parameters} | given
+
+
+def _complete_chain(kind: str, given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Share the features out between the two parts; the second has those of the first in its context."""
+    known = ["first", "second", "features", "context"]
+    for option in given:
+        if option not in ("name", *known):
+            raise ConfigError(nearest(option, known, f"{kind} Chain"))
+    shared = {**shared, **{key: given[key] for key in ("features", "context") if key in given}}
+    specs = [given.get(key) for key in ("first", "second")]
+    if not all(isinstance(spec, str | Mapping) for spec in specs):
+        raise ConfigError(f"{kind} Chain: expected first and second, each a name or a dict with one, got {specs}")
+    first, second = (spec.get("features") if isinstance(spec, Mapping) else None for spec in specs)
+    total = shared.get("features", (first or 0) + (second or 0))
+    if first is None:
+        first = total - total // 2 if second is None else total - second
+    second = total - first if second is None else second
+    if first + second != total:
+        raise ConfigError(f"{kind} Chain: expected features that add up to {total}, got {first} and {second}")
+    context = shared.get("context", 0)
+    joined = None if context is None else context + first
+    halves = {
+        "first": complete(kind, specs[0], **shared | {"features": first}),  # type: ignore[arg-type]
+        "second": complete(kind, specs[1], **shared | {"features": second, "context": joined}),  # type: ignore[arg-type]
+    }
+    # Said where it is zero on purpose, or unknown.
+    said = context is None or given.get("context") == 0
+    return {"name": "Chain"} | halves | ({"context": context} if said else {})
 
 
 def _options(cls: type) -> list[str]:
@@ -229,25 +310,54 @@ def _options(cls: type) -> list[str]:
     return list(dict.fromkeys(p.name for parameters in signatures for p in parameters if p.kind not in kinds))
 
 
-def make(kind: str, config: Mapping[str, Any], conditional: bool = False) -> Any:
+def _in_order(specs: Mapping[str, Any]) -> list[str]:
+    """The kinds of parts in the order to make them: a prior that holds a Vamp comes after its encoder."""
+    return sorted(specs, key=lambda kind: kind == "prior" and _has_vamp(specs[kind]))
+
+
+def _has_vamp(spec: Any) -> bool:
+    inner = spec.values() if isinstance(spec, Mapping) else ()
+    return spec == "Vamp" or any(_has_vamp(value) for value in inner)
+
+
+def make(kind: str, config: Mapping[str, Any], conditional: bool = False, encoder: Any = None) -> Any:
     """Return the part a dictionary describes.
 
     Arguments:
         kind: "prior", "likelihood", "encoder" or "condition".
         config: the name and the arguments.
         conditional: whether the model has a condition; a part with ``context: 0`` is then wrapped to ignore it.
+        encoder: the encoder of the model, for a Vamp; within a chain, the part of it at the same place.
     """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{kind}: expected a dict with a name, got {type(config).__name__}")
     options = dict(config)
     name = options.pop("name", None)
+    ignores = conditional and config.get("context", 1) == 0
     if name == "Unconditional":
         if list(options) != ["part"]:
             raise ConfigError(f"{kind} Unconditional: expected one option, part, got {list(options)}")
-        return Unconditional(make(kind, options["part"]))
+        return Unconditional(make(kind, options["part"], encoder=encoder))
     cls = lookup(TABLES[kind], name, f"{kind} name")
+    if cls is Chain:
+        if set(options) - {"context"} != {"first", "second"}:
+            raise ConfigError(f"{kind} Chain: expected two options, first and second, got {list(options)}")
+        first, second = (
+            make(kind, options[key], conditional and not ignores, getattr(encoder, key, None))
+            for key in ("first", "second")
+        )
+        return Unconditional(Chain(first, second)) if ignores else Chain(first, second)
     positional = options.pop("args", [])
     arguments = {key: _value(key, value) for key, value in options.items()}
     if cls is priors.Fixed:
         positional = [arguments.pop("distribution", None), *positional]
+    if cls is priors.Vamp:
+        if encoder is None:
+            raise ConfigError(
+                f"{kind} Vamp: expected the model to have an encoder at the same place (in a Chain, if the Vamp is in "
+                "one), got none"
+            )
+        arguments["encoder"] = encoder
     try:
         part = cls(*positional, **arguments)
     except TypeError as error:
@@ -256,7 +366,7 @@ def make(kind: str, config: Mapping[str, Any], conditional: bool = False) -> Any
         raise ConfigError(f"{kind} {name}: {error}") from error
     # zuko's flows do not remember how they were made; our own parts do.
     part.__dict__.setdefault("arguments", dict(options))
-    return Unconditional(part) if conditional and config.get("context", 1) == 0 else part
+    return Unconditional(part) if ignores else part
 
 
 def _value(key: str, value: Any) -> Any:
@@ -265,6 +375,14 @@ def _value(key: str, value: Any) -> Any:
     if key == "network" and isinstance(value, Mapping):
         options = {k: v for k, v in value.items() if k != "name"}
         return functools.partial(lookup(NETWORKS, value.get("name"), "network"), **options)
+    if key == "flow" and isinstance(value, str | Mapping):
+        given = {"name": value} if isinstance(value, str) else dict(value)
+        flow = lookup(FLOWS, given.pop("name", None), "flow")
+        known = _options(flow)
+        for option in given:
+            if option not in known:
+                raise ConfigError(nearest(option, known, f"flow {flow.__name__}"))
+        return functools.partial(flow, **given) if given else flow
     if key == "distribution" and isinstance(value, str):
         return lookup(_distributions(), value, "distribution")
     return value
@@ -283,7 +401,10 @@ def build(config: Mapping[str, Any]) -> VAE:
         >>> build(to_dict(vae((4,), 2))).encode(torch.zeros(3, 4)).shape()
         torch.Size([3, 2])
     """
-    parts: dict[str, Any] = {kind: None if config.get(kind) is None else make(kind, config[kind]) for kind in TABLES}
+    parts: dict[str, Any] = {}
+    for kind in _in_order({kind: config.get(kind) for kind in TABLES}):
+        spec = config.get(kind)
+        parts[kind] = None if spec is None else make(kind, spec, encoder=parts.get("encoder"))
     return VAE(**parts, beta=config.get("beta", 1.0))
 
 
@@ -296,14 +417,22 @@ def to_dict(vae: VAE) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for kind in TABLES:
         part = getattr(vae, kind)
-        config[kind] = None if part is None else _describe(kind, part)
+        config[kind] = None if part is None else _describe(kind, part, vae.encoder)
     # The shortest decimal that is this float32: 0.1, not 0.10000000149.
     return config | {"beta": float(str(np.float32(vae.beta)))}
 
 
-def _describe(kind: str, part: Any) -> dict[str, Any]:
+def _describe(kind: str, part: Any, encoder: Any) -> dict[str, Any]:
     if isinstance(part, Unconditional):
-        return {"name": "Unconditional", "part": _describe(kind, part.part)}
+        return {"name": "Unconditional", "part": _describe(kind, part.part, encoder)}
+    if type(part) is Chain:
+        halves = ((key, getattr(part, key), getattr(encoder, key, None)) for key in ("first", "second"))
+        return {"name": "Chain"} | {key: _describe(kind, half, of) for key, half, of in halves}
+    if isinstance(part, priors.Vamp) and part.encoder is not encoder:
+        raise PartError(
+            f"{kind}: expected a Vamp of the model's own encoder, got one of another {type(part.encoder).__name__}, "
+            "which cannot be written down: give the model the same object, or load with load(path, into=vae)"
+        )
     name = next((n for n, cls in TABLES[kind].items() if type(part) is cls), None)
     if name is None or "arguments" not in vars(part):
         raise PartError(
@@ -325,7 +454,7 @@ def _plain(what: str, value: Any) -> Any:
         return {k: _plain(what, v) for k, v in value.items()}
     if isinstance(value, functools.partial) and not value.args:
         return {"name": _plain(what, value.func)} | {k: _plain(what, v) for k, v in value.keywords.items()}
-    if inspect.isclass(value) and value in (NETWORKS | _distributions()).values():
+    if inspect.isclass(value) and value in (NETWORKS | FLOWS | _distributions()).values():
         return value.__name__
     kind = "a module" if isinstance(value, nn.Module) else type(value).__name__
     raise PartError(f"{what}: {kind} cannot be written down; load such a model with load(path, into=vae)")

@@ -12,11 +12,11 @@ import ppl_vae
 ROOT = Path(ppl_vae.__file__).parent
 FLOORS = [
     {"errors", "parts", "data", "distributions", "networks", "plots", "capture", "devices"},
-    {"priors", "likelihoods", "encoders", "model"},
-    {"objectives", "presets", "batches"},
+    {"priors", "likelihoods", "encoders", "conditions", "model"},
+    {"objectives", "presets", "batches", "semisupervised"},
     {"evaluation", "checkpoint", "state"},
     {"training"},
-    {"cli"},
+    {"cli", "posthoc"},
     {"__main__", "__init__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -1,20 +1,33 @@
 """Bodies take every image size and leading dimension; mistakes are found when a part is made, not in step 7,000."""
 
+import copy
 import functools
 import math
-import warnings
 
-import pyro
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import softplus
+from torch.utils.flop_counter import FlopCounterMode
 
-from ppl_vae.errors import ConfigError, LabelError, PartError, ShapeError
-from ppl_vae.networks import MLP, Conv, Network, OneHot, join
+import ppl_vae as pv
+from ppl_vae import presets
+from ppl_vae.errors import ConfigError, DataError, PartError, ShapeError
+from ppl_vae.networks import MLP, Conv, FiLM, GatedMLP, Modulation, Network, ResNet, join
+from ppl_vae.networks.residual import Block
 
 IMAGES = [(1, 8, 8), (1, 28, 20), (1, 28, 28), (3, 32, 32), (1, 7, 5), (2, 1, 1), (1, 1, 9), (9, 6), (2, 3, 5, 4)]
 SMALL = functools.partial(Conv, channels=(2, 3))
-BODIES = [pytest.param(None, id="MLP"), pytest.param(SMALL, id="Conv")]
+RESIDUAL = functools.partial(ResNet, channels=(2, 3), blocks=1)
+FILMED = functools.partial(RESIDUAL, film=True)
+BODIES = [
+    pytest.param(None, id="MLP"),
+    pytest.param(GatedMLP, id="GatedMLP"),
+    pytest.param(SMALL, id="Conv"),
+    pytest.param(RESIDUAL, id="ResNet"),
+]
+# These are nothing without a context.
+MODULATED = [pytest.param(FiLM, id="FiLM"), pytest.param(FILMED, id="ResNet FiLM")]
 
 
 @pytest.mark.parametrize("network", BODIES)
@@ -28,7 +41,16 @@ def test_bodies_go_down_and_up_for_every_size(image, context, network):
     assert up(torch.randn(5, 3), c).shape == (5, *image)
 
 
-@pytest.mark.parametrize("network", BODIES)
+@pytest.mark.parametrize("network", MODULATED)
+@pytest.mark.parametrize("image", IMAGES, ids=str)
+def test_modulated_bodies_go_down_and_up_for_every_size(image, network):
+    down = Network(image, (6,), 4, hidden=(8,), network=network)
+    up = Network((3,), image, 4, hidden=(8,), network=network)
+    assert down(torch.randn(5, *image), torch.zeros(5, 4)).shape == (5, 6)
+    assert up(torch.randn(5, 3), torch.zeros(5, 4)).shape == (5, *image)
+
+
+@pytest.mark.parametrize("network", [*BODIES, *MODULATED])
 def test_any_leading_dimensions_give_what_each_row_gives(network):
     body = Network((1, 5, 4), (6,), 3, hidden=(8,), network=network).double()
     x, c = torch.randn(2, 4, 3, 1, 5, 4).double(), torch.randn(3, 3).double()
@@ -40,7 +62,7 @@ def test_any_leading_dimensions_give_what_each_row_gives(network):
     assert body(x[:0, 0, 0], c[:1]).shape == (0, 6)
 
 
-@pytest.mark.parametrize("network", BODIES)
+@pytest.mark.parametrize("network", [*BODIES, *MODULATED])
 def test_every_pixel_and_every_context_feature_matters(network):
     body = Network((1, 6, 6), (4,), 3, hidden=(16,), network=network)
     x, c = torch.randn(64, 1, 6, 6, requires_grad=True), torch.randn(64, 3, requires_grad=True)
@@ -200,65 +222,376 @@ def test_parameter_counts_are_those_of_the_layers():
     assert sum(p.numel() for p in conv.parameters()) == expected
 
 
-# OneHot
+# The bodies by their formulas
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
-def test_one_hot_is_a_row_of_the_identity(dtype):
-    c = OneHot(3)(torch.tensor([[0, 2, 1], [1, 1, 0]], dtype=dtype))
-    assert torch.equal(c, torch.eye(3)[torch.tensor([[0, 2, 1], [1, 1, 0]])])
-    assert OneHot(3)(torch.tensor(2, dtype=dtype)).tolist() == [0, 0, 1]
+def test_a_gated_layer_is_one_product_times_the_sigmoid_of_another():
+    body, x = GatedMLP((4,), (2,), 3, hidden=(5, 6)).double(), torch.randn(7, 7, dtype=torch.float64)
+    h = x
+    for layer, width in [(body[0], 5), (body[2], 6)]:
+        w, v, b, c = layer.weight[:width], layer.weight[width:], layer.bias[:width], layer.bias[width:]
+        h = (h @ w.T + b) * torch.sigmoid(h @ v.T + c)
+    torch.testing.assert_close(body(x), h @ body[4].weight.T + body[4].bias)
+    assert [layer.out_features for layer in body if isinstance(layer, nn.Linear)] == [10, 12, 2]
+
+
+def test_film_scales_and_shifts_every_hidden_layer():
+    body = FiLM((4,), (2,), 3, hidden=(5, 6), activation="tanh").double()
+    x, c = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+    h = x
+    for layer, modulation, width in zip(body.layers, body.modulations, (5, 6), strict=True):
+        numbers = c @ modulation.linear.weight.T + modulation.linear.bias
+        gamma, beta = 1 + numbers[:, :width], numbers[:, width:]
+        h = torch.tanh(gamma * (h @ layer.weight.T + layer.bias) + beta)
+    torch.testing.assert_close(body(torch.cat([x, c], -1)), h @ body.last.weight.T + body.last.bias)
+
+
+def test_modulated_maps_have_one_scale_and_one_shift_a_channel():
+    modulation, h, c = Modulation(3, 2, dims=2), torch.randn(5, 2, 4, 6), torch.randn(5, 3)
+    numbers = modulation.linear(c)
+    out = modulation(h, c)
+    for n, k in [(0, 0), (3, 1), (4, 0)]:
+        torch.testing.assert_close(out[n, k], (1 + numbers[n, k]) * h[n, k] + numbers[n, 2 + k])
+
+
+def test_a_residual_block_adds_two_convolutions_to_its_input():
+    block, h = Block(3, None, "relu"), torch.randn(5, 3, 4, 6)
+    torch.testing.assert_close(block(h) - h, block.second(block.first(h.relu()).relu()))
+    with torch.no_grad():
+        block.second.weight.zero_()
+        block.second.bias.zero_()
+    # With nothing to add it is the identity, negative numbers included.
+    assert torch.equal(block(h), h)
+
+
+def test_a_resnet_without_what_its_blocks_add_is_the_convolutional_body():
+    for shapes in [((1, 7, 6), (5,)), ((4,), (1, 7, 6))]:
+        resnet, conv = ResNet(*shapes, 3, (8,), (2, 3)), Conv(*shapes, 3, (8,), (2, 3))
+        blocks = [layer for layer in resnet.convolutions if isinstance(layer, Block)]
+        assert len(blocks) == 4
+        with torch.no_grad():
+            for block in blocks:
+                block.second.weight.zero_()
+                block.second.bias.zero_()
+            rest = [p for layer in resnet.convolutions if not isinstance(layer, Block) for p in layer.parameters()]
+            for p, q in zip([*resnet.dense.parameters(), *rest], conv.parameters(), strict=True):
+                q.copy_(p)
+        joined = torch.randn(5, 3 + math.prod(shapes[0]))
+        assert torch.equal(resnet(joined), conv(joined))
+
+
+def test_film_takes_the_place_of_the_concatenation():
+    resnet = ResNet((1, 8, 8), (5,), 3, (7,), (2, 4), blocks=1, film=True)
+    assert resnet.dense[0].in_features == 4 * 2 * 2
+    assert [m.linear.in_features for m in resnet.modules() if isinstance(m, Modulation)] == [3, 3]
 
 
 @pytest.mark.parametrize(
-    "y",
+    ("name", "function"),
     [
-        torch.tensor([0, 3]),
-        torch.tensor([-1, 0]),
-        torch.tensor([0.0, 1.0]),
-        torch.tensor([0.5]),
-        torch.tensor([math.nan]),
-        torch.tensor([True, False]),
-        torch.tensor(7),
+        ("relu", torch.relu),
+        ("tanh", torch.tanh),
+        ("softplus", softplus),
+        ("elu", nn.functional.elu),
+        ("silu", lambda x: x * torch.sigmoid(x)),
+        ("gelu", lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))),
     ],
-    ids=["too large", "negative", "float", "fraction", "NaN", "bool", "scalar"],
 )
-def test_labels_that_are_none_are_refused(y):
-    one_hot = OneHot(3)
-    with pytest.raises(LabelError, match=r"expected .*got"):
-        one_hot.check(y)
-    with pytest.raises(LabelError, match=r"expected .*got"):
-        one_hot(y)
+def test_an_activation_by_its_name(name, function):
+    x = torch.linspace(-3, 3, 50)
+    torch.testing.assert_close(MLP((4,), (2,), activation=name)[1](x), function(x))
+    for body in (
+        FiLM((4,), (2,), 3, activation=name),
+        Conv((4, 4), (2,), activation=name),
+        ResNet((4,), (4, 4), activation=name),
+    ):
+        found = {
+            type(m) for m in body.modules() if type(m) in {nn.ReLU, nn.Tanh, nn.Softplus, nn.ELU, nn.SiLU, nn.GELU}
+        }
+        assert found == {type(MLP((4,), (2,), activation=name)[1])}
 
 
-@pytest.mark.parametrize("classes", [0, -2, 2.0, "3", True])
-def test_the_number_of_classes_is_a_positive_whole_number(classes):
-    with pytest.raises(ConfigError, match="classes"):
-        OneHot(classes)
+def test_an_activation_of_ones_own():
+    for activation in (nn.Hardtanh, functools.partial(nn.LeakyReLU, 0.3), lambda: nn.PReLU()):
+        assert isinstance(MLP((4,), (2,), activation=activation)[1], type(activation()))
+    # Each layer gets one of its own, parameters and all.
+    mlp = MLP((4,), (2,), hidden=(3, 3), activation=nn.PReLU)
+    assert mlp[1] is not mlp[3]
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
-def test_a_label_never_trained_on_gives_a_warning(dtype):
-    one_hot = OneHot(4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        one_hot(torch.tensor([0, 1, 2, 3]))  # nobody kept count
-        one_hot.observe(torch.tensor([0, 2, 2], dtype=dtype))
-        one_hot(torch.tensor([0, 2]))
-    assert one_hot.seen.tolist() == [True, False, True, False]
-    with pytest.warns(UserWarning, match=r"label 1, 3 was never seen in training"):
-        one_hot(torch.tensor([0, 3, 1], dtype=dtype))
+@pytest.mark.parametrize("activation", [nn.ReLU(), torch.relu, 3, None, lambda: torch.relu], ids=str)
+def test_an_activation_that_makes_no_module_is_refused(activation):
+    with pytest.raises(PartError, match=r"activation: expected 'relu'.*nn.Tanh, got"):
+        MLP((4,), (2,), activation=activation)
 
 
-def test_what_was_seen_is_saved_with_the_model():
-    one_hot, other = OneHot(3), OneHot(3)
-    one_hot.observe(torch.tensor([1]))
-    other.load_state_dict(one_hot.state_dict())
-    with pytest.warns(UserWarning, match="label 0"):
-        other(torch.tensor(0))
+def test_a_misspelt_activation_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'softplus'"):
+        MLP((4,), (2,), activation="sofplus")
 
 
-def test_label_checks_follow_pyros_validation():
-    # The fast path checks the whole data set once and then switches this off, which must not change a valid result.
-    with pyro.validation_enabled(False):
-        assert torch.equal(OneHot(3)(torch.tensor([1, 2])), torch.eye(3)[[1, 2]])
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"name": "MLP", "activation": "tanh"},
+        {"name": "GatedMLP"},
+        {"name": "FiLM", "activation": "silu"},
+        {"name": "ResNet", "channels": [2, 3], "blocks": 1, "film": True},
+        "FiLM",
+    ],
+    ids=str,
+)
+def test_bodies_by_name_come_back(network):
+    parts = {
+        "likelihood": {"name": "Bernoulli", "network": network},
+        "encoder": {"name": "Gaussian", "network": network},
+    }
+    vae = pv.cvae((1, 6, 5), 2, 3, hidden=(8,), **parts)
+    config = presets.to_dict(vae)
+    assert config["encoder"]["network"] == config["likelihood"]["network"] == network
+    again = presets.build(config)
+    assert str(again) == str(vae)
+    again.load_state_dict(vae.state_dict())
+    assert torch.equal(again.reconstruct(torch.ones(2, 1, 6, 5), 1), vae.reconstruct(torch.ones(2, 1, 6, 5), 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: FiLM((4,), (2,)), ConfigError, "context=0.*condition"),
+        (lambda: FiLM((4,), (2,), 3, hidden=()), ConfigError, r"hidden=\(\)"),
+        (lambda: FiLM((), (2,), 3), ShapeError, "beside the context.*MLP"),
+        (lambda: ResNet((1, 8, 8), (2,), film=True), ConfigError, "context=0.*condition"),
+        (lambda: ResNet((64,), (2,)), ShapeError, r"ResNet: .*\(64,\) -> \(2,\).*MLP"),
+        (lambda: ResNet((1, 8, 8), (2,), blocks=0), ConfigError, "blocks"),
+        (lambda: ResNet((1, 8, 8), (2,), channels=()), ConfigError, "levels"),
+        (lambda: ResNet((1, 8, 8), (2,), channels=(0,)), ConfigError, r"channels\[0\]"),
+        (lambda: GatedMLP((4,), (2,), hidden=(0,)), ConfigError, r"hidden\[0\]"),
+    ],
+)
+def test_impossible_bodies_are_refused_with_the_way_out(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+# Rows that are shared are not multiplied twice
+
+
+class Plain(nn.Module):
+    """A body of a user's own, which takes what is joined and one batch dimension."""
+
+    def __init__(self, in_shape, out_shape, context, hidden):
+        super().__init__()
+        self.layer = nn.Bilinear(math.prod(in_shape) + context, 2, math.prod(out_shape))
+
+    def forward(self, joined):
+        n, _ = joined.shape
+        return self.layer(joined, joined.new_ones(n, 2))
+
+
+APART = {
+    "MLP": ((1, 4, 3), (5,), None),
+    "MLP without hidden layers": ((1, 4, 3), (5,), lambda i, o, c, hidden: MLP(i, o, c, ())),
+    "GatedMLP": ((1, 4, 3), (5,), GatedMLP),
+    "FiLM": ((1, 4, 3), (5,), functools.partial(FiLM, activation="tanh")),
+    "Conv down": ((1, 4, 3), (5,), SMALL),
+    "Conv up": ((5,), (1, 4, 3), SMALL),
+    "ResNet down": ((1, 4, 3), (5,), RESIDUAL),
+    "ResNet up": ((5,), (1, 4, 3), RESIDUAL),
+    "ResNet FiLM down": ((1, 4, 3), (5,), FILMED),
+    "ResNet FiLM up": ((5,), (1, 4, 3), FILMED),
+    "a user's": ((1, 4, 3), (5,), Plain),
+    "a user's linear layer": ((5,), (1, 4, 3), nn.Linear(8, 12)),
+}
+# Importance samples, pseudo-inputs, neither has all rows, one for all, one of each.
+BATCHES = [((7, 4), (4,)), ((7,), (4, 1)), ((7, 1), (4,)), ((4,), ()), ((), (4,)), ((1, 4), (4,)), ((7, 4), (7, 4))]
+
+
+@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("batches", BATCHES, ids=str)
+def test_apart_is_what_the_concatenation_gives_and_so_is_its_gradient(name, batches):
+    in_shape, out_shape, body = APART[name]
+    network = Network(in_shape, out_shape, 3, (8, 6), copy.deepcopy(body)).double()
+    a = torch.randn(*batches[0], *in_shape, dtype=torch.float64, requires_grad=True)
+    c = torch.randn(*batches[1], 3, dtype=torch.float64, requires_grad=True)
+    batch = torch.broadcast_shapes(*batches)
+    joined = torch.cat([a.flatten(len(batches[0])).expand(*batch, -1), c.expand(*batch, -1)], -1)
+    outs = network(a, c), network.body(joined.reshape(-1, joined.shape[-1])).reshape(*batch, *out_shape)
+    assert outs[0].shape == outs[1].shape == (*batch, *out_shape)
+    torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(outs[0])
+    gradients = [torch.autograd.grad((weights * out).sum(), [a, c, *network.parameters()]) for out in outs]
+    for apart, together in zip(*gradients, strict=True):
+        torch.testing.assert_close(apart, together, rtol=1e-10, atol=1e-12)
+
+
+def test_equal_batch_shapes_take_the_bodys_own_way_bit_for_bit(monkeypatch):
+    x, z, c = torch.randn(7, 1, 4, 3), torch.randn(7, 4), torch.randn(7, 3)
+    down, up = Network((1, 4, 3), (5,), 3, (8,), SMALL), Network((4,), (1, 4, 3), 3, (8,), SMALL)
+    features = down.body.convolutions(x).flatten(1)
+    assert torch.equal(down(x, c), down.body.dense(torch.cat([features, c], -1)))
+    maps = up.body.dense(torch.cat([z, c], -1)).unflatten(1, up.body.small)
+    assert torch.equal(up(z, c), up.body.convolutions(maps))
+    monkeypatch.setattr(MLP, "apart", None)
+    for body in (MLP, GatedMLP):
+        network = Network((4,), (5,), 3, (8,), body)
+        assert torch.equal(network(z, c), nn.Sequential.forward(network.body, torch.cat([z, c], -1)))
+
+
+def flops(run):
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("body", "of_x", "of_c", "hidden"),
+    [(MLP, 64, 64, 64), (GatedMLP, 128, 128, 64), (FiLM, 64, 128, 64), (nn.Linear(794, 6), 6, 6, 0)],
+    ids=["MLP", "GatedMLP", "FiLM", "Linear"],
+)
+def test_pseudo_inputs_are_multiplied_once_and_not_once_a_row(body, of_x, of_c, hidden):
+    """K pseudo-inputs with B contexts: K + B products with the first layer, where the concatenation makes K B."""
+    k, b, d = 50, 20, 784
+    network = Network((1, 28, 28), (6,), 10, (64,), body)
+    x, c = torch.zeros(k, 1, 28, 28), torch.zeros(b, 1, 10)
+    assert flops(lambda: network(x, c)) == 2 * (k * d * of_x + b * 10 * of_c + b * k * hidden * 6)
+    together = flops(lambda: network(x.expand(b, k, 1, 28, 28), c.expand(b, k, 10)))
+    assert together >= 2 * b * k * d * of_x
+
+
+def test_convolutions_look_at_a_pseudo_input_once():
+    k, b = 50, 20
+    network = Network((1, 28, 28), (6,), 10, (64,), Conv)
+    x, c = torch.zeros(k, 1, 28, 28), torch.zeros(b, 1, 10)
+    alone = flops(lambda: network.body.convolutions(x))
+    dense = 2 * (k * 64 * 7 * 7 * 64 + b * 10 * 64 + b * k * 64 * 6)
+    assert flops(lambda: network(x, c)) == alone + dense
+
+
+def test_importance_samples_share_their_contexts():
+    s, b, d, context = 30, 20, 5, 100
+    network = Network((d,), (6,), context, (64,))
+    z, c = torch.zeros(s, b, d), torch.zeros(b, context)
+    assert flops(lambda: network(z, c)) == 2 * 64 * (s * b * d + b * context + s * b * 6)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_not_passed_by():
+    class Twice(MLP):
+        def forward(self, joined):
+            return 2 * super().forward(joined)
+
+    network = Network((4,), (5,), 3, (8,), Twice)
+    z, c = torch.randn(7, 2, 4), torch.randn(2, 3)
+    torch.testing.assert_close(network(z, c), 2 * MLP.forward(network.body, join(z, c)))
+
+
+@pytest.mark.parametrize("where", ["body", "first layer"])
+def test_hooks_are_not_passed_by(where):
+    network = Network((4,), (5,), 3, (8,))
+    seen = []
+    module = network.body if where == "body" else network.body[0]
+    module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    network(torch.randn(7, 2, 4), torch.randn(2, 3))
+    assert [shape[-1] for shape in seen] == [7]
+
+
+def test_weights_that_are_computed_are():
+    network = Network((4,), (5,), 3, (8,))
+    nn.utils.parametrizations.weight_norm(network.body[0])
+    with torch.no_grad():
+        network.body[0].parametrizations.weight.original0.mul_(3)
+    z, c = torch.randn(7, 2, 4), torch.randn(2, 3)
+    torch.testing.assert_close(network(z, c), network.body(join(z, c)))
+
+
+@pytest.mark.parametrize("body", [MLP, GatedMLP, FiLM, SMALL, RESIDUAL, FILMED])
+def test_under_mixed_precision_apart_is_bfloat16_and_comes_out_single(body):
+    network = Network((1, 4, 3), (5,), 3, (8,), body)
+    x, c = torch.randn(7, 1, 4, 3), torch.randn(6, 1, 3)
+    exact = network(x, c)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        mixed = network(x, c)
+    assert mixed.dtype == torch.float32
+    assert not torch.equal(mixed, exact)
+    # Eight bits of mantissa, a few roundings deep, for outputs of size one.
+    torch.testing.assert_close(mixed, exact, rtol=0.05, atol=0.05)
+
+
+# Where training starts
+
+
+def silence(layer):
+    with torch.no_grad():
+        layer.weight.zero_()
+
+
+STARTS = {
+    "MLP": ((4,), (2, 3), None, lambda body: body[-1]),
+    "MLP without hidden layers": ((4,), (2, 3), nn.Linear(7, 6), lambda body: body),
+    "GatedMLP": ((4,), (2, 3), GatedMLP, lambda body: body[-1]),
+    "FiLM": ((4,), (2, 3), FiLM, lambda body: body.last),
+    "Conv down": ((1, 6, 5), (2, 3), SMALL, lambda body: body.dense[-1]),
+    "ResNet down": ((1, 6, 5), (2, 3), RESIDUAL, lambda body: body.dense[-1]),
+    "a user's": ((4,), (2, 3), nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 6)), lambda body: body[-1]),
+}
+
+
+@pytest.mark.parametrize(("in_shape", "out_shape", "body", "last"), STARTS.values(), ids=STARTS)
+def test_the_output_starts_at_given_values(in_shape, out_shape, body, last):
+    network = Network(in_shape, out_shape, 3, (8,), copy.deepcopy(body))
+    values, a, c = torch.randn(out_shape), torch.randn(5, *in_shape), torch.randn(5, 3)
+    spread = network(a, c) - last(network.body).bias.reshape(out_shape)
+    network.start_at(values)
+    # The weights stay what they were.
+    torch.testing.assert_close(network(a, c), spread + values)
+    silence(last(network.body))
+    torch.testing.assert_close(network(a, c), values.expand(5, *out_shape))
+
+
+@pytest.mark.parametrize("body", [SMALL, RESIDUAL, FILMED])
+@pytest.mark.parametrize("image", [(2, 6, 5), (6, 5)], ids=str)
+def test_a_convolution_starts_at_the_mean_of_each_channel(body, image):
+    network = Network((4,), image, 3, (8,), body)
+    values = torch.randn(image)
+    network.start_at(values)
+    silence(network.body.convolutions[-1])
+    expected = values.mean((-2, -1), keepdim=True).expand(5, *image)
+    torch.testing.assert_close(network(torch.randn(5, 4), torch.randn(5, 3)), expected)
+
+
+class Backwards(nn.Module):
+    def forward(self, x):
+        return x.flip(-1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        nn.Linear(6, 6, bias=False),
+        nn.Sequential(nn.Linear(6, 6), nn.Sigmoid()),
+        nn.Sequential(nn.Linear(6, 6), Backwards()),
+        nn.Sequential(nn.Linear(6, 12), nn.GLU()),
+        nn.Identity(),
+    ],
+    ids=["no bias", "an activation behind it", "another order", "another size", "no layer"],
+)
+def test_a_body_that_ends_in_no_bias_is_refused_and_left_as_it_was(body):
+    network = Network((6,), (2, 3), network=body)
+    before = copy.deepcopy(body.state_dict())
+    with pytest.raises(PartError, match=r"start_at: expected a body whose last layer adds a bias.*\(2, 3\)"):
+        network.start_at(torch.arange(6.0).reshape(2, 3))
+    for key, value in body.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_values_to_start_at_fit_and_are_finite():
+    network = Network((4,), (2, 3))
+    with pytest.raises(ShapeError, match=r"expected values \(2, 3\), got \(6,\)"):
+        network.start_at(torch.zeros(6))
+    with pytest.raises(DataError, match="values to start at"):
+        network.start_at(torch.full((2, 3), math.inf))
+    # In the network's dtype, with the modes of its modules as they were.
+    network = Network((4,), (6,), network=nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5))).double()
+    network.start_at(torch.zeros(6))
+    assert network.body.training
+    assert network.body[0].bias.dtype == torch.float64

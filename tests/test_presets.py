@@ -11,10 +11,10 @@ import torch.distributions as td
 from torch import nn
 
 import ppl_vae as pv
-from ppl_vae import Unconditional, encoders, likelihoods, networks, presets, priors
+from ppl_vae import OneHot, Unconditional, conditions, encoders, likelihoods, networks, presets, priors
 from ppl_vae.distributions import zuko
 from ppl_vae.errors import ConfigError, PartError
-from ppl_vae.networks import MLP, Conv, OneHot
+from ppl_vae.networks import MLP, Conv
 
 IMAGE = (1, 6, 5)
 
@@ -301,5 +301,7 @@ def test_tables_name_classes_by_their_own_names():
         assert all(cls.__name__ == name for name, cls in table.items())
     assert {name for name in priors.__all__ if name != "Unconditional"} <= set(presets.PRIORS)
     assert {name for name in likelihoods.__all__ if name != "Unconditional"} <= set(presets.LIKELIHOODS)
-    assert {name for name in encoders.__all__ if name != "Unconditional"} <= set(presets.ENCODERS)
+    # A classifier is the encoder of y, and no part of a model's three.
+    assert {name for name in encoders.__all__ if name not in ("Unconditional", "Classifier")} <= set(presets.ENCODERS)
+    assert set(conditions.__all__) == set(presets.CONDITIONS)
     assert all(getattr(networks, name) is body for name, body in presets.NETWORKS.items())

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from .. import data, plots
 from ..checkpoint import load
 from ..devices import find_device, seeded
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..evaluation import audit, evaluate
 from ..model import VAE
 from ..training import History
@@ -57,7 +57,11 @@ def sample(words: list[str]) -> None:
     vrange = value_range(options.run)
     labels = None if vae.condition is None else [options.label]
     if labels == [None]:
-        labels = list(range(getattr(vae.condition, "classes", 0)))
+        classes = getattr(vae.condition, "classes", None)
+        if not isinstance(classes, int):
+            kind = type(vae.condition).__name__
+            raise ConfigError(f"sample: expected a model of labels, got one of {kind}: load(...).sample(n, y) draws")
+        labels = list(range(classes))
     y = options.label if labels is None else torch.tensor(labels)
     with seeded(options.seed, vae._beta.device):
         x = vae.sample(options.n, y, mean=options.mean)

@@ -1,43 +1,26 @@
-r"""The bodies of the parts: from a joined input to a distribution's raw parameters.
+r"""A body with its shapes: run once when it is made, and on any leading dimensions from there on.
 
-.. math:: (a, c) \mapsto \mathrm{body}([a; c]) \in \mathbb{R}^{\text{out}}
-
-where ``a`` is a z or a flattened x and ``[a; c]`` broadcasts leading sample dimensions. A body is any module that
-maps a joined input ``(N, in + context)`` to raw parameters ``(N, out)``; the classes here are made by calling them with
-``(in_shape, out_shape, context, hidden)``, and so is any class of yours.
+.. math:: (a, c) \mapsto \mathrm{body}([a; c]), \qquad
+    a \in \mathbb{R}^{* \times \text{in}},\ c \in \mathbb{R}^{* \times \text{context}}
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any
 
 import torch
-from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from .errors import LabelError, PartError, ShapeError
-from .parts import Part, check_context, check_positive
+from ..data import check_finite
+from ..errors import PartError, ShapeError
+from ..parts import check_context, check_positive
+from .joining import join, separable, through
+from .mlp import MLP
 
-__all__ = ["MLP", "Conv", "Network", "OneHot", "join"]
+__all__ = ["Body", "Network"]
 
 Body = nn.Module | Callable[..., nn.Module]
-
-
-def join(a: Tensor, c: Tensor) -> Tensor:
-    """Concatenate ``a`` (*, A) and ``c`` (*, C) along the last dimension, broadcasting all the others.
-
-    A z drawn by vectorised particles has one leading dimension more than its context.
-
-    Example:
-        >>> join(torch.zeros(5, 3, 20), torch.zeros(3, 10)).shape
-        torch.Size([5, 3, 30])
-    """
-    batch = torch.broadcast_shapes(a.shape[:-1], c.shape[:-1])
-    return torch.cat([a.expand(*batch, -1), c.expand(*batch, -1)], dim=-1)
 
 
 class Network(nn.Module):
@@ -87,22 +70,14 @@ class Network(nn.Module):
         """The width of the joined input."""
         return (math.prod(self.in_shape) if self.in_shape else 0) + self.context
 
-    @torch.no_grad()
     def _dry_run(self) -> None:
-        # In eval mode, so that batch normalisation's running means and dropout's random numbers stay untouched.
-        modes = [(m, m.training) for m in self.body.modules()]
-        self.body.eval()
-        tensor = next((p for p in self.body.parameters() if not nn.parameter.is_lazy(p)), torch.empty(0))
         try:
-            out = self.body(tensor.new_zeros(2, self.joined))
+            out = self._on_zeros()
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ShapeError(
                 f"network: expected a module that takes (N, {self.joined}), the input {self.in_shape} flattened and "
                 f"joined with {self.context} context features; it failed with: {error}"
             ) from error
-        finally:
-            for module, mode in modes:
-                module.training = mode
         expected = (2, math.prod(self.out_shape))
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if got != expected:
@@ -110,6 +85,61 @@ class Network(nn.Module):
                 f"network: expected the output (N, {expected[1]}) for raw parameters {self.out_shape}, got {got} "
                 f"for N = 2"
             )
+
+    @torch.no_grad()
+    def _on_zeros(self) -> Tensor:
+        """What the body makes of two rows of zeros."""
+        # In eval mode, so that batch normalisation's running means and dropout's random numbers stay untouched.
+        modes = [(m, m.training) for m in self.body.modules()]
+        self.body.eval()
+        tensor = next((p for p in self.body.parameters() if not nn.parameter.is_lazy(p)), torch.empty(0))
+        try:
+            return self.body(tensor.new_zeros(2, self.joined))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    @torch.no_grad()
+    def start_at(self, values: Tensor) -> None:
+        """Set the bias of the last layer, so that the output with weights of zero is ``values``.
+
+        A convolution has one bias a channel, which becomes the mean of the channel's values.
+
+        Arguments:
+            values: (*out_shape), finite.
+
+        Raises:
+            ShapeError: if they have another shape.
+            DataError: if they are not finite.
+            PartError: if the body's last layer adds no bias to the output; nothing is changed then.
+
+        Example:
+            >>> network = Network((4,), (3,))
+            >>> network.start_at(torch.tensor([5.0, -2.0, 0.5]))
+            >>> network.body[-1].bias.data
+            tensor([ 5.0000, -2.0000,  0.5000])
+        """
+        if tuple(values.shape) != self.out_shape:
+            raise ShapeError(f"start_at: expected values {self.out_shape}, got {tuple(values.shape)}")
+        check_finite(values.unsqueeze(0), "values to start at")
+        last = getattr(self.body, "last", None)
+        if not isinstance(last, nn.Module):
+            # Of modules that do not say which it is, the last that has parameters of its own.
+            last = next((m for m in reversed(list(self.body.modules())) if m._parameters), None)
+        bias = getattr(last, "bias", None)
+        if isinstance(bias, Tensor) and bias.dim() == 1 and values.numel() % len(bias) == 0:
+            before, old = self._on_zeros(), bias.clone()
+            bias.copy_(values.reshape(len(bias), -1).mean(1))
+            moved = (bias - old).repeat_interleave(values.numel() // len(bias))
+            # Seen, not believed: a body may do more after the layer that looks like its last.
+            rounding = torch.finfo(bias.dtype).eps ** 0.5
+            if torch.allclose(self._on_zeros(), before + moved, rounding, rounding):
+                return
+            bias.copy_(old)
+        raise PartError(
+            f"start_at: expected a body whose last layer adds a bias to each of the raw parameters {self.out_shape}, "
+            f"got {type(self.body).__name__} ending in {type(last).__name__}"
+        )
 
     def forward(self, a: Tensor | None, c: Tensor | None = None) -> Tensor:
         """Return the raw parameters (*, *out_shape)."""
@@ -121,145 +151,12 @@ class Network(nn.Module):
             if event < 0 or tuple(a.shape[event:]) != self.in_shape:
                 raise ShapeError(f"expected {self.in_shape} behind any batch dimensions, got {tuple(a.shape)}")
             h = a.flatten(event) if self.in_shape != tuple(a.shape[-1:]) else a
+            if c is not None and c.shape[:-1] != h.shape[:-1] and separable(self.body):
+                raw = through(self.body, h, c)
+                return raw.to(h.dtype).reshape(*raw.shape[:-1], *self.out_shape)
             h = h if c is None else join(h, c)
         batch = h.shape[:-1]  # type: ignore[union-attr]
         # One batch dimension for the body, whatever stands in front: users' convolutions take no more.
         raw = self.body(h.reshape(-1, self.joined))  # type: ignore[union-attr]
         # Under mixed precision the products are in bfloat16, and densities are not to be.
         return raw.to(h.dtype).reshape(*batch, *self.out_shape)  # type: ignore[union-attr]
-
-
-class MLP(nn.Sequential):
-    """Linear layers with an activation between them.
-
-    Example:
-        >>> MLP((1, 8, 8), (32,), context=10, hidden=(32,))(torch.zeros(5, 74)).shape
-        torch.Size([5, 32])
-    """
-
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
-        context: int = 0,
-        hidden: Sequence[int] = (400,),
-        activation: Callable[[], nn.Module] = nn.ReLU,
-    ) -> None:
-        check_positive(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
-        sizes = [(math.prod(in_shape) if in_shape else 0) + context, *hidden]
-        layers: list[nn.Module] = []
-        for i, o in pairwise(sizes):
-            layers += [nn.Linear(i, o), activation()]
-        super().__init__(*layers, nn.Linear(sizes[-1], math.prod(out_shape)))
-
-
-class Conv(nn.Module):
-    r"""A convolutional body for images of any size: down where the input is an image, up where the output is one.
-
-    Each layer halves (doubles) height and width, rounding up; the condition joins at the dense end.
-
-    Arguments:
-        in_shape, out_shape: exactly one of them ends in (H, W), with any dimensions (channels) before.
-        context: the number of context features.
-        hidden: the widths of the dense layers between the features and the other side.
-        channels: the channels of the convolutions, from the image inwards.
-
-    Raises:
-        ShapeError: if neither or both of the sides are images.
-
-    Example:
-        >>> Conv((1, 28, 20), (32,), context=10)(torch.zeros(5, 570)).shape
-        torch.Size([5, 32])
-        >>> Conv((16,), (1, 28, 20), context=10)(torch.zeros(5, 26)).shape
-        torch.Size([5, 560])
-    """
-
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
-        context: int = 0,
-        hidden: Sequence[int] = (400,),
-        channels: Sequence[int] = (32, 64),
-    ) -> None:
-        super().__init__()
-        self.down = len(in_shape) >= 2
-        if not self.down and len(out_shape) < 2:
-            raise ShapeError(
-                f"Conv: expected an image (channels, H, W) on one side, got {tuple(in_shape)} -> {tuple(out_shape)}: "
-                f"give x_shape its channels, or use the default MLP"
-            )
-        image = tuple(in_shape if self.down else out_shape)
-        self.image = (math.prod(image[:-2]), *image[-2:])
-        sizes = [self.image[1:]]
-        for _ in channels:
-            sizes.append((math.ceil(sizes[-1][0] / 2), math.ceil(sizes[-1][1] / 2)))
-        self.small = (channels[-1], *sizes[-1])
-        layers: list[nn.Module] = []
-        widths = [self.image[0], *channels]
-        if self.down:
-            for i, o in pairwise(widths):
-                layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ReLU()]
-            self.dense = MLP((math.prod(self.small),), out_shape, context, hidden)
-        else:
-            for k in reversed(range(len(channels))):
-                # What a halving rounded up is undone here: an even side needs one more row than an odd one.
-                extra = sizes[k][0] - 2 * sizes[k + 1][0] + 1, sizes[k][1] - 2 * sizes[k + 1][1] + 1
-                layers += [
-                    nn.ReLU(),
-                    nn.ConvTranspose2d(widths[k + 1], widths[k], 3, stride=2, padding=1, output_padding=extra),
-                ]
-            self.dense = MLP(in_shape, self.small, context, hidden)
-        self.convolutions = nn.Sequential(*layers)
-
-    def forward(self, joined: Tensor) -> Tensor:
-        """Map a joined input (N, in + context) to (N, out)."""
-        if not self.down:
-            return self.convolutions(self.dense(joined).unflatten(-1, self.small)).flatten(1)
-        x, c = joined.tensor_split([math.prod(self.image)], dim=-1)
-        return self.dense(torch.cat([self.convolutions(x.unflatten(-1, self.image)).flatten(1), c], dim=-1))
-
-
-class OneHot(Part):
-    """The condition of labels: an integer y in 0 … classes − 1 becomes a row of the identity.
-
-    Arguments:
-        classes: the number of labels.
-
-    Example:
-        >>> OneHot(3)(torch.tensor([0, 2]))
-        tensor([[1., 0., 0.],
-                [0., 0., 1.]])
-    """
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        check_positive(classes=classes)
-        self.classes = classes
-        self.seen: Tensor
-        # Which labels training has shown; none means that nobody kept count.
-        self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
-
-    def observe(self, y: Tensor) -> None:
-        """Remember that these labels were trained on; others asked for later give a warning."""
-        self.seen[y.unique().long().to(self.seen.device)] = True
-
-    def check(self, y: Any) -> None:
-        """Raise a LabelError unless every label is a whole number in 0 … classes − 1; warn of one never trained on."""
-        y = torch.as_tensor(y)
-        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            raise LabelError(f"expected integer labels, got {y.dtype}: pass y.long() if they are whole numbers")
-        if not y.numel():
-            return
-        if y.min() < 0 or y.max() >= self.classes:
-            raise LabelError(f"expected labels 0 … {self.classes - 1}, got {y.min().item()} … {y.max().item()}")
-        unseen = ~self.seen[y.long().to(self.seen.device)]
-        if unseen.any() and self.seen.any():
-            labels = y.to(unseen.device)[unseen].unique().tolist()
-            warnings.warn(f"label {', '.join(map(str, labels))} was never seen in training", stacklevel=2)
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Return floats (*, classes) for integers y (*)."""
-        if is_validation_enabled():
-            self.check(y)
-        return (y.unsqueeze(-1) == torch.arange(self.classes, device=y.device)).to(torch.get_default_dtype())

@@ -232,11 +232,14 @@ def test_one_y_for_all_rows_is_that_y_in_every_row(entry):
         x, rows = binary(n), one.expand(n, *one.shape)
         evaluations = [pv.evaluate(vae, x, y, samples=5, draws=2, batch_size=2).to_dict() for y in (one, rows)]
         assert evaluations[0]["neg_elbo"]["mean"] == pytest.approx(evaluations[1]["neg_elbo"]["mean"], rel=1e-5)
-        losses = []
+        losses, imputed = [], []
         for y in (one, rows):
+            torch.manual_seed(0)
+            imputed.append(vae.impute(x, y, mask=torch.arange(5).expand(x.shape) < 2, n=2, candidates=5))
             fresh = copy.deepcopy(vae)
             losses.append(pv.fit(fresh, (x, y), epochs=2, batch_size=4, progress=False).column("loss"))
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert torch.equal(*imputed)
 
 
 @every

@@ -21,6 +21,7 @@ from ppl_vae.errors import ConfigError, NoClosedFormError
 from ppl_vae.objectives import (
     Analytic,
     analytic_elbo,
+    cyclic,
     elbo_terms,
     kl_gaussian,
     kl_standard,
@@ -346,6 +347,31 @@ def test_warmup():
     schedule = warmup(4, beta=2.0)
     assert [schedule(epoch) for epoch in range(1, 6)] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert warmup(0)(1) == 1
+
+
+def test_cyclic():
+    """Every cycle rises like a warm-up and stays; after the last, β stays; it is never 0."""
+    schedule = cyclic(5, cycles=2, rise=0.8, beta=2.0)
+    assert [schedule(epoch) for epoch in range(1, 14)] == 2 * [0.5, 1.0, 1.5, 2.0, 2.0] + 3 * [2.0]
+    forever, rising = cyclic(3), cyclic(3, rise=1.0)
+    assert forever(1) == forever(3001) == pytest.approx(2 / 3)
+    assert [rising(epoch) for epoch in (1, 2, 3, 4)] == pytest.approx([1 / 3, 2 / 3, 1, 1 / 3])
+    once, linear = cyclic(4, cycles=1, rise=1.0), warmup(4)
+    assert [once(epoch) for epoch in range(1, 8)] == [linear(epoch) for epoch in range(1, 8)]
+
+
+@pytest.mark.parametrize("arguments", [(0,), (2.5,), (3, 0), (3, 1, 0.0), (3, 1, 1.5)])
+def test_cyclic_options(arguments):
+    with pytest.raises(ConfigError, match="expected"):
+        cyclic(*arguments)
+
+
+def test_cyclic_reaches_the_loss():
+    vae = pv.vae((4,), 2, likelihood="Gaussian", hidden=(8,)).double()
+    history = pv.fit(vae, torch.rand(40, 4).double(), epochs=5, batch_size=16, beta=cyclic(2, rise=1.0), progress=False)
+    assert history.column("beta") == [0.5, 1.0, 0.5, 1.0, 0.5]
+    for row in history:
+        assert row["loss"] == pytest.approx(row["reconstruction"] + row["beta"] * row["kl"], abs=1e-9)
 
 
 def test_warmup_reaches_the_loss():

@@ -9,19 +9,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ppca import SIGMA, D, L, Ppca, sigma_points
+from ppca import SIGMA, D, Free, L, Ppca, limit, sigma_points
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import Normal
 
 import ppl_vae as pv
 from ppl_vae.objectives import Analytic, analytic_elbo, elbo_terms, kl_standard
 
-ALPHA = 1e-6
 OFF = [(0.0, 1.0), (0.3, 1.5), (-1.0, 0.7)]  # how far a guide is from the posterior, in sd, and how much wider
-
-
-def limit(comparisons=1):
-    return -Normal(0.0, 1.0).icdf(torch.tensor(ALPHA / (2 * comparisons), dtype=torch.float64)).item()
 
 
 def stock_loss(vae, elbo, x, y=None, **kwargs):
@@ -219,46 +214,6 @@ def test_gradient_is_that_of_the_loss(elbo, classes):
                 p += h * d
         along = sum((g * d).sum().item() for g, d in zip(gradient, direction, strict=True))
         assert (sides[0] - sides[1]) / (2 * h) == pytest.approx(along, rel=1e-6)
-
-
-class Free(torch.nn.Module):
-    """The linear model with μ, σ of q and W as parameters, one copy a row, so that a row's gradient is one draw's."""
-
-    def __init__(self, truth, x, shift, stretch, rows):
-        super().__init__()
-        q = truth.posterior(x).base_dist
-        self.truth = truth
-        self.m = torch.nn.Parameter((q.loc + shift * q.scale).repeat(rows, 1))
-        self.s = torch.nn.Parameter((stretch * q.scale).repeat(rows, 1))
-        self.W = torch.nn.Parameter((1.1 * truth.W).repeat(rows, 1, 1))
-
-    def vae(self):
-        return pv.VAE(
-            prior=lambda c: dist.Normal(torch.zeros(L).double(), 1.0).to_event(1),
-            likelihood=lambda z, c: dist.Normal((self.W @ z[..., None])[..., 0] + self.truth.mu[0], SIGMA).to_event(1),
-            encoder=lambda x, c: dist.Normal(self.m, self.s).to_event(1),
-        ).double()
-
-    def gradient(self):
-        """Of the ELBO in closed form: (L,), (L,) and (D, L)."""
-        m, s, W = self.m[0], self.s[0], self.W[0]
-        residual = self.x[0] - self.truth.mu[0] - W @ m
-        return (
-            W.T @ residual / SIGMA**2 - m,
-            -((W.T @ W).diagonal() / SIGMA**2 + 1) * s + 1 / s,
-            (residual[:, None] * m - W * s.square()) / SIGMA**2,
-        )
-
-    @classmethod
-    def draws(cls, elbo, rows):
-        truth = Ppca()
-        x, _ = truth.draw(1)
-        free = cls(truth, x, 0.3, 1.5, rows)
-        free.x = x
-        vae = free.vae()
-        loss = elbo.differentiable_loss(vae.model, vae.guide, x.expand(rows, -1))
-        draws = [-g for g in torch.autograd.grad(loss, [free.m, free.s, free.W])]
-        return draws, [g.detach() for g in free.gradient()]
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceMeanField_ELBO(), Analytic()])

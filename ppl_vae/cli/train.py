@@ -27,14 +27,21 @@ from .report import PICTURES, draw, report
 __all__ = ["train"]
 
 PARTS = ("prior", "likelihood", "encoder")
-NAMED = (*PARTS, "data")
+CHOSEN = (*PARTS, "objective")
+NAMED = (*CHOSEN, "data")
 # What parts share is filled in; these can be typed all the same, to override it.
 SHARED: dict[str, Any] = {"features": int, "x_shape": list[int], "context": int, "total_count": int, "levels": int}
 SHARED |= {"shift": float, "scale": float, "hidden": list[int]}
 # Options of zuko's that are functions, which no word stands for, and the shapes that go with them.
 UNTYPABLE = {"activation", "univariate", "shapes"}
+# A Vamp has the model's encoder, and starts from the data.
+UNTYPABLE |= {"encoder", "pseudo_inputs"}
+# How Pyro runs an ELBO, which no model made here needs to be told.
+UNTYPABLE |= {"max_plate_nesting", "max_iarange_nesting", "strict_enumeration_warning", "ignore_jit_warnings"}
+UNTYPABLE |= {"jit_options", "retain_graph", "tail_adaptive_beta"}
 # What signatures cannot say in words: a class given by its name.
 BY_NAME: dict[str, Any] = {"network": str | dict, "distribution": str, "args": list[float]}
+BY_NAME |= {"flow": str | dict, "first": str | dict, "second": str | dict}
 
 
 def train(words: list[str]) -> None:
@@ -42,8 +49,9 @@ def train(words: list[str]) -> None:
     words = [re.sub(rf"^--({'|'.join(NAMED)})(?==|$)", r"--\1.name", word) for word in words]
     config = _read_config(words)
     names = {kind: _name_of(kind, words, config) for kind in NAMED}
-    # The options of one part mean nothing to another that the words put in its place.
-    config = {k: v for k, v in config.items() if k not in PARTS or v.get("name") == names[k]}
+    names["objective"] = names["objective"] or "trace"
+    # The options of one part, or objective, mean nothing to another that the words put in its place.
+    config = {k: v for k, v in config.items() if k not in CHOSEN or v.get("name") == names[k]}
     parser = _train_parser(names)
     options = parse(parser, words, config)
     source = data.load(**options.data.as_dict())
@@ -59,7 +67,8 @@ def train(words: list[str]) -> None:
     if options.print_config:
         print(text, end="")
         return
-    objective = presets.lookup(presets.OBJECTIVES, options.objective, "objective")()
+    how = options.objective.as_dict()
+    objective = presets.lookup(presets.OBJECTIVES, how.pop("name"), "objective name")(**how)
     out = _run_folder(options)
     try:
         history = fit(
@@ -138,7 +147,8 @@ def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
     for kind in PARTS:
         parser.add_argument(f"--{kind}.name", type=str | None, help=", ".join(presets.TABLES[kind]))
         _add_options(parser, kind, names[kind])
-    parser.add_argument("--objective", type=str, default="trace", help=", ".join(presets.OBJECTIVES))
+    parser.add_argument("--objective.name", type=str, default="trace", help=", ".join(presets.OBJECTIVES))
+    _add_options(parser, "objective", names["objective"])
     parser.add_argument("--beta", type=float, default=1.0, help="the weight of the KL")
     parser.add_argument("--warmup", type=int, default=0, help="epochs over which β rises to its value")
     parser.add_argument("--lr", type=float, default=1e-3, help="the learning rate")
@@ -162,7 +172,7 @@ def _add_options(parser: ArgumentParser, kind: str, name: str | None) -> None:
     """Add what the named class takes, from its own signature."""
     if name is None or name == "Unconditional":
         return
-    cls = presets.lookup(presets.TABLES[kind], name, f"{kind} name")
+    cls = presets.lookup({**presets.TABLES, "objective": presets.OBJECTIVES}[kind], name, f"{kind} name")
     signature = inspect.signature(cls).parameters
     extra: dict[str, Any] = {key: words for key, words in (SHARED | BY_NAME).items() if key in signature}
     skip = {key for key in extra if key != "args"} | UNTYPABLE

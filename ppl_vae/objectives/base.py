@@ -76,7 +76,7 @@ def only_latent(guide_trace: Any, objective: Any) -> tuple[str, Any]:
     if len(found) != 1:
         raise PartError(
             f"{type(objective).__name__}: expected a guide with one latent site, got {len(found)} "
-            f"({', '.join(map(repr, found))}): make them one site whose distribution is over all of them (a chain), or "
+            f"({', '.join(map(repr, found))}): make them one site whose distribution is over all of them (a Chain), or "
             "use Trace_ELBO() or IWAE(k)"
         )
     return next(iter(found.items()))

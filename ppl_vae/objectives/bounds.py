@@ -16,13 +16,14 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer.util import get_dependent_plate_dims
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, PartError
 from ..parts import check_positive
 from .base import Objective, common_scale, only_latent, sites, tempered
 
@@ -188,7 +189,7 @@ class DReG(IWAE):
         k, vectorize_particles, max_plate_nesting: as :class:`IWAE`.
 
     Raises:
-        PartError: in a step, for a guide with several latent sites; and as :class:`IWAE`.
+        PartError: in a step, for a guide with several latent sites or, at k > 1, a point; and as :class:`IWAE`.
 
     Reference:
         Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019)
@@ -203,6 +204,11 @@ class DReG(IWAE):
         with _AtDraws() as at:
             model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         name, site = only_latent(guide_trace, self)
+        if self.num_particles > 1 and isinstance(getattr(site["fn"], "base_dist", site["fn"]), Delta):
+            raise PartError(
+                f"{type(self).__name__}: expected draws that have a density, got a point (Delta) at site {name!r}: use "
+                "IWAE(k), or Trace_ELBO(), as the k draws are one"
+            )
         site["drawn"] = at.drawn[name]
         return model_trace, guide_trace
 

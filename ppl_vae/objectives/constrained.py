@@ -119,9 +119,8 @@ class FreeBits(_Constrained):
                 f"site {name!r}: FreeBits expected an encoder and a prior that are independent over the features "
                 f"(.to_event), got {' and '.join(type(d).__name__ for d in ends)}: use {way_out}"
             )
-        bases = [d.base_dist for d in ends]
-        each = closed_form(name, *bases, way_out).expand(bases[0].batch_shape)
-        each = each.flatten(-q["fn"].reinterpreted_batch_ndims)
+        base, ndims = ends[0].base_dist, ends[0].reinterpreted_batch_ndims
+        each = closed_form(name, base, ends[1].base_dist, way_out).expand(base.batch_shape).flatten(-ndims)
         if each.shape[-1] % self.group:
             raise ConfigError(
                 f"FreeBits: expected groups that divide the {each.shape[-1]} latent features, got {self.group}"
@@ -206,7 +205,8 @@ class Capacity(_Constrained):
     def constrain(self, kl: Tensor) -> Tensor:
         """Return γ |KL − C|, (1)."""
         # Half precision would round 25 nats.
-        key = str(kl.device), torch.promote_types(kl.dtype, torch.float32)
+        kl = kl.to(torch.promote_types(kl.dtype, torch.float32))
+        key = str(kl.device), kl.dtype
         if key not in self._now:
-            self._now[key] = self._now["cpu", torch.float64].to(*key)
+            self._now[key] = self._now["cpu", torch.float64].to(kl)
         return self.gamma * (kl - self._now[key]).abs()

@@ -15,12 +15,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from . import distributions
 from .data import check_finite
 from .errors import ConfigError, PartError, ShapeError
 
-__all__ = ["Part", "Unconditional", "check_context", "check_positive"]
+__all__ = ["Chain", "Part", "Unconditional", "check_context", "check_positive"]
 
 
 class Part(nn.Module):
@@ -92,6 +94,107 @@ class Unconditional(Part):
     def forward(self, *inputs: Any) -> Any:
         """Call the part with everything but the context, which comes last."""
         return self.part(*inputs[:-1], None)
+
+
+class Chain(Part):
+    r"""Two priors, or two encoders, of which the second sees what the first gave: a hierarchical model.
+
+    .. math:: p(z_1, z_2 \mid y) = p(z_1 \mid y)\, p(z_2 \mid z_1, y), \qquad
+        q(z_1, z_2 \mid x, y) = q(z_1 \mid x, y)\, q(z_2 \mid x, z_1, y)
+
+    What came before is context: the second part is built with ``context + first.features`` and called with [c; z₁].
+    The joint z is [z₁; z₂], so likelihoods and all else see one vector. Either part may be a chain itself.
+
+    Arguments:
+        first: a part over (D₁,).
+        second: a part of the same kind over (D₂,).
+
+    Raises:
+        PartError: for what cannot be called.
+        ShapeError: if the second part is built for another context than [c; z₁].
+
+    Reference:
+        Ladder Variational Autoencoders (Sønderby et al., 2016); NVAE: A Deep Hierarchical Variational Autoencoder
+        (Vahdat and Kautz, 2020)
+
+    Example:
+        >>> prior = Chain(pv.priors.Gaussian(2, context=10), pv.priors.Gaussian(3, context=12))
+        >>> encoder = Chain(pv.encoders.Gaussian(2, (4,), 10), pv.encoders.Gaussian(3, (4,), 12))
+        >>> c = torch.zeros(7, 10)
+        >>> prior(c).shape(), encoder(torch.zeros(7, 4), c).rsample().shape
+        (torch.Size([7, 5]), torch.Size([7, 5]))
+    """
+
+    def __init__(self, first: Callable[..., Any], second: Callable[..., Any]) -> None:
+        super().__init__()
+        for name, part in (("first", first), ("second", second)):
+            if not callable(part):
+                raise PartError(f"Chain: expected {name} to be a part (something to call), got {type(part).__name__}")
+        self.first, self.second = first, second
+        self._told: tuple[Any, ...] = (None,)
+        context, features, joined = _said(first, "context"), _said(first, "features"), _said(second, "context")
+        if None not in (context, features, joined) and context + features != joined:
+            raise ShapeError(
+                f"Chain: the second part sees the context ({context}) and what the first gives ({features}): expected "
+                f"it to be built with context={context + features}, got context={joined}"
+            )
+
+    @property
+    def features(self) -> int | None:
+        """The number of latent features of both, where both say theirs."""
+        first, second = _said(self.first, "features"), _said(self.second, "features")
+        return None if first is None or second is None else first + second
+
+    @property
+    def context(self) -> int | None:
+        """The number of context features, where a part says it."""
+        features, joined = _said(self.first, "features"), _said(self.second, "context")
+        otherwise = None if features is None or joined is None else joined - features
+        return getattr(self.first, "context", otherwise)
+
+    @property
+    def x_shape(self) -> tuple[int, ...] | None:
+        """The shape of one x, where the first part says it."""
+        return getattr(self.first, "x_shape", None)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Return the joint distribution, event shape (D₁ + D₂,); the context comes last."""
+        *inputs, c = inputs  # type: ignore[assignment]
+        if self.context is not None:
+            check_context(self, c, self.context)
+        first = distributions.as_pyro(self.first(*inputs, c))
+        if c is not None:
+            # A first part that ignores c has fewer batch dimensions than a second one that does not.
+            first = first.expand(torch.broadcast_shapes(first.batch_shape, c.shape[:-1]))
+
+        def then(z: Tensor) -> Any:
+            if c is None:
+                return self.second(*inputs, z)
+            batch = torch.broadcast_shapes(c.shape[:-1], z.shape[:-1])
+            return self.second(*inputs, torch.cat([c.expand(*batch, -1), z.expand(*batch, -1)], dim=-1))
+
+        # What kind of distribution the second gives is asked once: another pass of its network is not free.
+        if self._told[0] != id(self.second):
+            tensors = (t for t in (*inputs, c, *self.parameters(), torch.empty(())) if t is not None)
+            second = self._try(then, next(tensors).new_zeros(first.shape()))
+            self._told = id(self.second), second.event_shape.numel(), second.has_rsample, second.support
+        return distributions.Chain(first, then, *self._told[1:])
+
+    @torch.no_grad()
+    def _try(self, then: Callable[[Tensor], Any], z: Tensor) -> Any:
+        # In eval mode, so that batch normalisation's running means and dropout's random numbers stay untouched.
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            return distributions.as_pyro(then(z))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def _said(part: object, what: str) -> Any:
+    """What a part says of itself; None where it does not."""
+    return getattr(part, what, None)
 
 
 def check_context(part: object, c: Tensor | None, context: int) -> None:

@@ -11,19 +11,19 @@ To add one: subclass :class:`~ppl_vae.parts.Part`, return a distribution from ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .distributions import as_pyro
-from .errors import PartError, ShapeError
+from .distributions import NormalMixture, SphericalUniform, as_pyro
+from .errors import ConfigError, PartError, ShapeError
 from .networks import Body, Network
-from .parts import Part, Unconditional, check_context, check_positive
+from .parts import Chain, Part, Unconditional, check_context, check_positive
 
-__all__ = ["Fixed", "Gaussian", "Standard", "Unconditional"]
+__all__ = ["Chain", "Fixed", "Gaussian", "Mixture", "Sphere", "Standard", "Unconditional", "Vamp"]
 
 
 class Standard(Part):
@@ -143,3 +143,212 @@ class Fixed(Part):
         if d.shape() != (self.features,):
             raise ShapeError(f"Fixed: expected a distribution over ({self.features},), got {tuple(d.shape())}")
         return d
+
+
+class Mixture(Part):
+    r"""A mixture of diagonal Gaussians: p(z) with parameters of its own, or p(z | y) when it has a context.
+
+    .. math:: p(z \mid y) = \sum_{k=1}^{K} \pi_k(c)\, \mathcal{N}(z;\ \mu_k(c), \operatorname{diag} \sigma_k^2(c))
+
+    Arguments:
+        features: the number of latent features.
+        context: the number of context features; 0 for p(z).
+        components: K.
+        hidden: the widths of the hidden layers.
+        network: None, a class or a module, as :class:`~ppl_vae.networks.Network` takes it.
+        depends: what depends on y: ``"all"``, or ``"weights"`` alone, so that the components are shared by all y.
+        clamp: log σ² is kept in this range, where its gradient is zero beyond.
+
+    Raises:
+        ConfigError: for another word for ``depends``.
+
+    Reference:
+        Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders (Dilokthanakul et al., 2016)
+
+    Example:
+        >>> Mixture(20, context=10, components=5)(torch.eye(10)).shape()
+        torch.Size([10, 20])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        components: int = 10,
+        hidden: Sequence[int] = (400,),
+        network: Body | None = None,
+        depends: Literal["all", "weights"] = "all",
+        clamp: tuple[float, float] = (-14.0, 14.0),
+    ) -> None:
+        super().__init__()
+        check_positive(features=features, components=components)
+        if depends not in ("all", "weights"):
+            raise ConfigError(f"Mixture: expected depends to be 'all' or 'weights', got {depends!r}")
+        self.features, self.context, self.components = features, context, components
+        self.depends, self.clamp = depends, tuple(clamp)
+        # Apart from the start, or components that are alike would stay so. A network moves them from here.
+        self.loc = nn.Parameter(torch.randn(components, features))
+        everything = context and depends == "all"
+        if context:
+            outputs = components * (1 + 2 * features) if everything else components
+            self.network = Network((), (outputs,), context, hidden, network)
+        else:
+            self.logits = nn.Parameter(torch.zeros(components))
+        if not everything:
+            self.log_variance = nn.Parameter(torch.zeros(components, features))
+
+    def forward(self, c: Tensor | None = None) -> Any:
+        """Return p(z | y), event shape (features,), for c (*, context)."""
+        check_context(self, c, self.context)
+        logits = self.network(None, c) if self.context else self.logits
+        if self.context and self.depends == "all":
+            logits, places = logits.tensor_split([self.components], -1)
+            move, log_variance = places.unflatten(-1, (2, self.components, self.features)).unbind(-3)
+            loc = self.loc + move
+        else:
+            loc, log_variance = self.loc, self.log_variance
+        return NormalMixture.of(logits, loc, (0.5 * log_variance.clamp(*self.clamp)).exp())
+
+
+class Vamp(Part):
+    r"""What the encoder says of K made-up inputs, on average: a prior close to the aggregate posterior.
+
+    .. math:: p(z \mid y) = \frac1K \sum_{k=1}^{K} q(z \mid u_k, y)
+
+    The pseudo-inputs u are parameters in the units of x. They are not clamped to the range of x: the encoder takes any
+    real input, the mixture is a density for every u, and a clamped u has no gradient to come back with.
+
+    The encoder is the model's own, shared with it and trained by both: ``VAE(prior=Vamp(encoder), encoder=encoder)``.
+    Calling the prior takes K passes of the encoder, and for a batch of B different y it takes B·K.
+
+    Arguments:
+        encoder: the encoder of the model: x, c → q(z | x, y), with a density.
+        components: K; by default 500, or 50 for an encoder with a context.
+        pseudo_inputs: where u starts, (K, *x_shape); by default at random in the encoder's range of x, until
+            :meth:`start_from` is called with data, as ``fit`` does.
+
+    Raises:
+        PartError: for an encoder that cannot be called, gives a point, or does not say its ``x_shape`` where there are
+            no pseudo-inputs.
+        ShapeError: for pseudo-inputs of another shape than x.
+        ConfigError: if ``components`` is not the number of pseudo-inputs.
+
+    Reference:
+        VAE with a VampPrior (Tomczak and Welling, 2018)
+
+    Example:
+        >>> encoder = pv.encoders.Gaussian(2, (4,), context=3)
+        >>> prior = Vamp(encoder, components=5)
+        >>> prior(torch.eye(3)).shape(), prior.encoder is encoder
+        (torch.Size([3, 2]), True)
+    """
+
+    started: Tensor
+
+    def __init__(
+        self,
+        encoder: Callable[..., Any],
+        components: int | None = None,
+        pseudo_inputs: Tensor | Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(encoder):
+            raise PartError(f"Vamp: expected the encoder of the model, got {type(encoder).__name__}")
+        # None where it does not say.
+        self.context: int | None = getattr(encoder, "context", None)
+        shape = getattr(encoder, "x_shape", None)
+        given = None if pseudo_inputs is None else torch.as_tensor(pseudo_inputs, dtype=torch.get_default_dtype())
+        if given is not None:
+            if not given.dim() or (shape is not None and given.shape[1:] != shape):
+                expected = "*x_shape" if shape is None else ", ".join(map(str, shape))
+                raise ShapeError(f"pseudo_inputs: expected (K, {expected}), got {tuple(given.shape)}")
+            if components not in (None, len(given)):
+                raise ConfigError(f"Vamp: expected components={len(given)}, one a pseudo-input, got {components}")
+            components = len(given)
+        components = components if components is not None else 50 if self.context else 500
+        check_positive(components=components)
+        if given is None:
+            if shape is None:
+                raise PartError(
+                    f"Vamp: expected an encoder with an x_shape, got {type(encoder).__name__}: give pseudo_inputs "
+                    "(K, *x_shape) instead"
+                )
+            shift, scale = (torch.as_tensor(getattr(encoder, n, d)).cpu() for n, d in (("shift", 0.0), ("scale", 1.0)))
+            given = shift + scale * torch.rand(components, *shape)
+        self.encoder, self.components = encoder, components
+        self.pseudo_inputs = nn.Parameter(given.clone())
+        self.register_buffer("started", torch.tensor(pseudo_inputs is not None))
+        # The encoder is the model's to remember, and where u started is forgotten as soon as it is trained.
+        self.arguments = {"components": components}
+
+    @property
+    def features(self) -> int | None:
+        """The number of latent features, where the encoder says it."""
+        return getattr(self.encoder, "features", None)
+
+    @torch.no_grad()
+    def start_from(self, x: Any, y: Any = None) -> None:
+        """Take K random rows of x (N, *x_shape), no row twice, for the pseudo-inputs, unless they have been started.
+
+        A pseudo-input stands for every y, so y is not looked at.
+
+        Raises:
+            ShapeError: if a row is no x.
+            ConfigError: if there are fewer rows than components.
+        """
+        if self.started:
+            return
+        x = torch.as_tensor(x)
+        if x.shape[1:] != self.pseudo_inputs.shape[1:]:
+            expected = ", ".join(map(str, self.pseudo_inputs.shape[1:]))
+            raise ShapeError(f"x: expected (N, {expected}), got {tuple(x.shape)}")
+        if len(x) < self.components:
+            raise ConfigError(
+                f"Vamp: expected at least as many rows as components to start from, got {len(x)} rows for "
+                f"{self.components}: set components to {len(x)} or fewer, or give pseudo_inputs"
+            )
+        self.pseudo_inputs.copy_(x[torch.randperm(len(x))[: self.components].to(x.device)])
+        self.started.fill_(True)
+
+    def forward(self, c: Tensor | None = None) -> Any:
+        """Return p(z | y), event shape (features,), for c (*, context)."""
+        if self.context is not None:
+            check_context(self, c, self.context)
+        u = self.pseudo_inputs
+        q = as_pyro(self.encoder(u, None if c is None else c.unsqueeze(-2)))
+        if isinstance(getattr(q, "base_dist", q), dist.Delta):
+            raise PartError("Vamp: expected an encoder with a density, got one that gives a point (Delta)")
+        # An encoder that ignores its input gives fewer.
+        q = q.expand(torch.broadcast_shapes(q.batch_shape, (self.components,)))
+        return dist.MixtureSameFamily(dist.Categorical(logits=u.new_zeros(q.batch_shape)), q)
+
+
+class Sphere(Part):
+    r"""The uniform distribution on the unit sphere, whatever the context; it goes with the encoder PowerSpherical.
+
+    .. math:: p(z) = \frac{\Gamma(D/2)}{2 \pi^{D/2}}, \qquad \lVert z \rVert = 1
+
+    Arguments:
+        features: D, the number of coordinates of z, at least two.
+
+    Reference:
+        Hyperspherical Variational Auto-Encoders (Davidson et al., 2018)
+
+    Example:
+        >>> Sphere(3)(None).sample().norm()
+        tensor(1.)
+    """
+
+    like: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        check_positive(features=features)
+        self.features = features
+        # It has no numbers, only a dtype and a device.
+        self.register_buffer("like", torch.empty(0), persistent=False)
+        self()
+
+    def forward(self, c: Tensor | None = None) -> Any:
+        """Return p(z), event shape (features,)."""
+        return SphericalUniform(self.features, dtype=self.like.dtype, device=self.like.device)

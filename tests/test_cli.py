@@ -285,6 +285,10 @@ PARTS = [
     ("prior", "Standard", [], lambda p: p.features == 2),
     ("prior", "Gaussian", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
     ("prior", "Fixed", ["distribution", "Laplace", "args", "[0.0, 2.0]"], lambda p: p.arg1 == 2),
+    ("prior", "Mixture", ["components", "3", "depends", "weights"], lambda p: p.loc.shape == (3, 2)),
+    ("prior", "Vamp", ["components", "4"], lambda p: p.components == 4 and p.started),
+    ("prior", "Sphere", [], lambda p: p.features == 2),
+    ("prior", "Chain", ["first", "Standard", "second", "Gaussian"], lambda p: p.second.features == 1),
     ("prior", "MAF", ["transforms", "1"], lambda p: len(p.transform.transforms) == 1),
     ("prior", "NSF", ["transforms", "2", "bins", "4"], lambda p: len(p.transform.transforms) == 2),
     ("prior", "NICE", ["transforms", "1"], lambda p: len(p.transform.transforms) == 1),
@@ -305,6 +309,12 @@ PARTS = [
     ("likelihood", "Poisson", ["clamp", "[-3, 3]"], lambda p: p.clamp == (-3, 3)),
     ("likelihood", "NegativeBinomial", ["dispersion", "2.5"], lambda p: p.fixed == 2.5),
     ("encoder", "Gaussian", ["clamp", "[-3, 3]"], lambda p: p.clamp == (-3, 3)),
+    ("encoder", "FullGaussian", ["clamp", "[-3, 3]"], lambda p: p.clamp == (-3, 3)),
+    ("encoder", "LowRankGaussian", ["rank", "1"], lambda p: p.rank == 1),
+    ("encoder", "Mixture", ["components", "2"], lambda p: p.components == 2),
+    ("encoder", "Flow", ["flow", "NSF", "outputs", "8"], lambda p: p.outputs == 8),
+    ("encoder", "PowerSpherical", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
+    ("encoder", "Chain", ["first", "Gaussian", "second", "{name: Gaussian, hidden: [4]}"], lambda p: p.features == 2),
     ("encoder", "Delta", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
 ]
 
@@ -318,7 +328,13 @@ def words_of(kind: str, name: str, options: list[str]) -> list[str]:
     words = [f"--{kind}", name]
     for key, value in zip(options[::2], options[1::2], strict=True):
         words += [f"--{kind}.{key}", value]
-    return words + (["--model", "ae"] if name == "Delta" else [])
+    # What these cannot do without.
+    beside = {
+        "Delta": ["--model", "ae"],
+        "Sphere": ["--encoder", "PowerSpherical"],
+        "PowerSpherical": ["--prior", "Sphere"],
+    }
+    return words + beside.get(name, [])
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,26 @@ r"""Any distribution becomes a Pyro one; and the few densities no library has.
     \log p_{\mathrm{as\_pyro}(d)}(x) = \log p_d(x) \ \text{for every } x
 """
 
-from .adapt import as_pyro, transport, zuko
+from .adapt import as_pyro, inside, transport, zuko
+from .chain import Chain
+from .divergences import kl_to_diagonal
+from .mixtures import NormalMixture
 from .pixels import ContinuousBernoulli, DiscretizedLogistic, GreyBernoulli, Levels, NegativeBinomial
+from .sphere import PowerSpherical, SphericalUniform
 
 __all__ = [
+    "Chain",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "GreyBernoulli",
     "Levels",
     "NegativeBinomial",
+    "NormalMixture",
+    "PowerSpherical",
+    "SphericalUniform",
     "as_pyro",
+    "inside",
+    "kl_to_diagonal",
     "transport",
     "zuko",
 ]

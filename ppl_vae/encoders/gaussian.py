@@ -1,9 +1,8 @@
-r"""Encoders: x, c → q(z | x, y).
+r"""Gaussian posteriors, from independent features to a full covariance.
 
-.. math:: q(z \mid x, y) = \mathcal{N}\bigl(z;\ \mu(x, c),\ \operatorname{diag} \sigma^2(x, c)\bigr)
+.. math:: q(z \mid x, y) = \mathcal{N}\bigl(z;\ \mu(x, c),\ \Sigma(x, c)\bigr)
 
-An encoder is called with x in the data's own units and the context, and returns a distribution over (latent,). It
-standardises x itself, as (x − shift) / scale.
+The closed-form KL of the correlated ones to a diagonal Gaussian prior is in ``distributions/divergences.py``.
 """
 
 from __future__ import annotations
@@ -15,45 +14,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .errors import ConfigError
-from .networks import Body, Network
-from .parts import Part, Unconditional, check_context, check_positive
+from ..networks import Body
+from .base import Encoder
 
-__all__ = ["Delta", "Gaussian", "Unconditional"]
-
-
-class _Encoder(Part):
-    """What encoders share: the network of a standardised x, joined with c, for so many numbers a latent feature."""
-
-    parameters_per_feature: int
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(
-        self,
-        features: int,
-        x_shape: Sequence[int],
-        context: int = 0,
-        hidden: Sequence[int] = (400,),
-        network: Body | None = None,
-        shift: float = 0.0,
-        scale: float = 1.0,
-    ) -> None:
-        super().__init__()
-        check_positive(features=features)
-        if not scale > 0:
-            raise ConfigError(f"expected scale > 0, got {scale}")
-        self.features, self.x_shape, self.context = features, tuple(x_shape), context
-        self.network = Network(x_shape, (self.parameters_per_feature * features,), context, hidden, network)
-        self.register_buffer("shift", torch.tensor(float(shift)))
-        self.register_buffer("scale", torch.tensor(float(scale)))
-
-    def raw(self, x: Tensor, c: Tensor | None) -> Tensor:
-        check_context(self, c, self.context)
-        return self.network((x - self.shift) / self.scale, c)
+__all__ = ["FullGaussian", "Gaussian", "LowRankGaussian"]
 
 
-class Gaussian(_Encoder):
+class Gaussian(Encoder):
     r"""The diagonal Gaussian posterior, with mean and log-variance from a network.
 
     .. math:: q(z \mid x, y) = \mathcal{N}(\mu, \operatorname{diag} \sigma^2), \qquad
@@ -77,7 +44,51 @@ class Gaussian(_Encoder):
         torch.Size([5, 20])
     """
 
-    parameters_per_feature = 2
+    def __init__(
+        self,
+        features: int,
+        x_shape: Sequence[int],
+        context: int = 0,
+        hidden: Sequence[int] = (400,),
+        network: Body | None = None,
+        shift: float = 0.0,
+        scale: float = 1.0,
+        clamp: tuple[float, float] = (-14.0, 14.0),
+    ) -> None:
+        super().__init__(2 * features, x_shape, context, hidden, network, shift, scale, features=features)
+        self.clamp = tuple(clamp)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
+        """Return q(z | x, y), event shape (features,), for x (*, *x_shape) and c (*, context)."""
+        loc, log_variance = self.raw(x, c).chunk(2, -1)
+        return dist.Normal(loc, (0.5 * log_variance.clamp(*self.clamp)).exp()).to_event(1)
+
+
+class FullGaussian(Encoder):
+    r"""A Gaussian posterior with a full covariance, by its Cholesky factor.
+
+    .. math:: q(z \mid x, y) = \mathcal{N}(\mu, L L^\top), \qquad
+        L_{ii} = \sigma_i, \quad L_{ij} = \sigma_i B_{ij} \ \text{for} \ j < i, \qquad
+        (\mu, \log \sigma^2, B) = \mathrm{network}([(x - \text{shift}) / \text{scale};\ c])
+
+    Arguments:
+        features: the number of latent features.
+        x_shape: the shape of one x.
+        context: the number of context features.
+        hidden: the widths of the hidden layers.
+        network: None, a class or a module, as :class:`~ppl_vae.networks.Network` takes it.
+        shift, scale: what standardises x.
+        clamp: log σ² is kept in this range, where its gradient is zero beyond.
+
+    Reference:
+        An Introduction to Variational Autoencoders (Kingma and Welling, 2019)
+
+    Example:
+        >>> FullGaussian(3, (4,))(torch.zeros(5, 4)).covariance_matrix.shape
+        torch.Size([5, 3, 3])
+    """
+
+    below: Tensor
 
     def __init__(
         self,
@@ -90,19 +101,25 @@ class Gaussian(_Encoder):
         scale: float = 1.0,
         clamp: tuple[float, float] = (-14.0, 14.0),
     ) -> None:
-        super().__init__(features, x_shape, context, hidden, network, shift, scale)
+        outputs = 2 * features + features * (features - 1) // 2
+        super().__init__(outputs, x_shape, context, hidden, network, shift, scale, features=features)
         self.clamp = tuple(clamp)
+        self.register_buffer("below", torch.tril_indices(features, features, -1), persistent=False)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
         """Return q(z | x, y), event shape (features,), for x (*, *x_shape) and c (*, context)."""
-        loc, log_variance = self.raw(x, c).chunk(2, -1)
-        return dist.Normal(loc, (0.5 * log_variance.clamp(*self.clamp)).exp()).to_event(1)
+        loc, log_variance, entries = self.raw(x, c).tensor_split([self.features, 2 * self.features], -1)
+        factor = torch.diag_embed(torch.ones_like(loc))
+        factor[..., self.below[0], self.below[1]] = entries
+        scale = (0.5 * log_variance.clamp(*self.clamp)).exp()
+        return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * factor)
 
 
-class Delta(_Encoder):
-    r"""A point, :math:`z = f(x, y)`: the encoder of a plain autoencoder.
+class LowRankGaussian(Encoder):
+    r"""A Gaussian posterior whose covariance is diagonal but for a few directions.
 
-    Its "density" at that point is one by convention, so it takes part in a loss but not in a likelihood.
+    .. math:: q(z \mid x, y) = \mathcal{N}\bigl(\mu,\ S (I + W W^\top) S\bigr), \qquad S = \operatorname{diag} \sigma,
+        \quad (\mu, \log \sigma^2, W) = \mathrm{network}([(x - \text{shift}) / \text{scale};\ c])
 
     Arguments:
         features: the number of latent features.
@@ -111,17 +128,41 @@ class Delta(_Encoder):
         hidden: the widths of the hidden layers.
         network: None, a class or a module, as :class:`~ppl_vae.networks.Network` takes it.
         shift, scale: what standardises x.
+        rank: the number of columns of W.
+        clamp: log σ² is kept in this range, where its gradient is zero beyond.
 
     Reference:
-        Reducing the Dimensionality of Data with Neural Networks (Hinton and Salakhutdinov, 2006)
+        Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende, Mohamed and Wierstra,
+        2014)
 
     Example:
-        >>> Delta(2, (64,))(torch.zeros(5, 64)).event_shape
-        torch.Size([2])
+        >>> q = LowRankGaussian(20, (4,), rank=3)(torch.zeros(5, 4))
+        >>> q.shape(), q.cov_factor.shape
+        (torch.Size([5, 20]), torch.Size([5, 20, 3]))
     """
 
-    parameters_per_feature = 1
+    rank: int
+
+    def __init__(
+        self,
+        features: int,
+        x_shape: Sequence[int],
+        context: int = 0,
+        hidden: Sequence[int] = (400,),
+        network: Body | None = None,
+        shift: float = 0.0,
+        scale: float = 1.0,
+        rank: int = 2,
+        clamp: tuple[float, float] = (-14.0, 14.0),
+    ) -> None:
+        outputs = (2 + rank) * features
+        super().__init__(outputs, x_shape, context, hidden, network, shift, scale, features=features, rank=rank)
+        self.clamp = tuple(clamp)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
-        """Return the point mass at z = f(x, y), event shape (features,)."""
-        return dist.Delta(self.raw(x, c), event_dim=1)
+        """Return q(z | x, y), event shape (features,), for x (*, *x_shape) and c (*, context)."""
+        loc, log_variance, factor = self.raw(x, c).tensor_split([self.features, 2 * self.features], -1)
+        scale = (0.5 * log_variance.clamp(*self.clamp)).exp()
+        # W in units of σ: the matrix that is factored for the density is then I + WᵀW, however small σ becomes.
+        factor = scale.unsqueeze(-1) * factor.unflatten(-1, (self.features, self.rank))
+        return dist.LowRankMultivariateNormal(loc, factor, scale.square())

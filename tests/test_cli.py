@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -409,6 +411,9 @@ def test_few_rows_train(rows: int, tmp_path: Path) -> None:
         ["--model", "vae", "--prior", "Fixed", "--prior.distribution", "StudentT", "--prior.args", "[5.0, 0.0, 1.0]"],
         ["--data.scale", "unit", "--likelihood", "Gaussian", "--likelihood.scale", "2", "--encoder", "Gaussian"],
         ["--objective", "analytic", "--warmup", "3", "--patience", "2", "--seed", "null"],
+        ["--objective", "analytic", "--objective.fallback", "sample", "--objective.num_particles", "3"],
+        ["--objective", "renyi", "--objective.alpha", "-1.5", "--objective.k", "3"],
+        ["--objective", "capacity", "--objective.capacity", "4", "--objective.epochs", "20"],
     ],
     ids=" ".join,
 )
@@ -461,6 +466,44 @@ def test_options_of_training_reach_fit(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "training.json").read_text())["settings"]
     assert (settings["batch_size"], settings["seed"], settings["clip"]) == (7, 5, 1.0)
     assert settings["objective"] == "Analytic"
+
+
+def test_an_objective_takes_the_options_of_its_class(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    made: list[Any] = []
+
+    @functools.wraps(pv.fit)
+    def fit(*args: Any, **options: Any) -> Any:
+        made.append(options["objective"])
+        return pv.fit(*args, **options)
+
+    monkeypatch.setattr(sys.modules["ppl_vae.cli.train"], "fit", fit)
+    train(tmp_path / "a", "--objective", "iwae", "--objective.k", "3", "--epochs", "1")
+    train(tmp_path / "b", "--objective=freebits", "--objective.nats=0.25", "--objective.group", "2", "--epochs", "1")
+    assert (made[0].num_particles, made[1].nats, made[1].group) == (3, 0.25, 2)
+    # Another objective in its place, and its options go with it.
+    config = str(tmp_path / "a" / "config.yaml")
+    assert printed_config(capsys, "--config", config)["objective"]["k"] == 3
+    assert printed_config(capsys, "--config", config, "--objective", "stl")["objective"] == {"name": "stl", "k": 1}
+    (tmp_path / "old.yaml").write_text("{data: bars.npz, objective: analytic}")
+    assert printed_config(capsys, "--config", str(tmp_path / "old.yaml"))["objective"]["name"] == "analytic"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--objective", "iwea"], "objective name: expected one of .*, got 'iwea'; did you mean 'iwae'"),
+        (["--objective", "iwae", "--objective.nats", "1"], "option: expected one of .*objective.k"),
+        (["--objective", "stl", "--objective.k", "2"], r"expected k = 1.*DReG\(2\)"),
+        (["--objective", "capacity", "--objective.gamma", "-1"], "gamma"),
+        (["--objective.k", "2"], "option: expected one of"),
+    ],
+    ids=" ".join,
+)
+def test_objectives_that_make_no_sense(words: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    code = main(["train", *TINY, "--data", "bars.npz", "--out", str(tmp_path / "run"), *words])
+    assert code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_binarised_digits(tmp_path: Path) -> None:

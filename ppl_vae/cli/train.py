@@ -36,14 +36,11 @@ SHARED |= {"shift": float, "scale": float, "hidden": list[int]}
 UNTYPABLE = {"activation", "univariate", "shapes"}
 # A Vamp has the model's encoder, and starts from the data.
 UNTYPABLE |= {"encoder", "pseudo_inputs"}
-# A Vamp has the model's encoder, and starts from the data.
-UNTYPABLE |= {"encoder", "pseudo_inputs"}
 # How Pyro runs an ELBO, which no model made here needs to be told.
 UNTYPABLE |= {"max_plate_nesting", "max_iarange_nesting", "strict_enumeration_warning", "ignore_jit_warnings"}
 UNTYPABLE |= {"jit_options", "retain_graph", "tail_adaptive_beta"}
 # What signatures cannot say in words: a class given by its name.
 BY_NAME: dict[str, Any] = {"network": str | dict, "distribution": str, "args": list[float]}
-BY_NAME |= {"flow": str | dict, "first": str | dict, "second": str | dict}
 BY_NAME |= {"flow": str | dict, "first": str | dict, "second": str | dict}
 
 

@@ -1,9 +1,9 @@
-# The habits: `make demo`, `make test`, `make lint`, `make bench`. Each makes .venv first if there is none.
+# The habits: `make demo`, `make test`, `make lint`, `make bench`, `make matrix`. Each makes .venv first if there is none.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench matrix clean
 
 demo: $(VENV)/installed
 	$(BIN)/ppl-vae train --data digits --prior Gaussian --likelihood Binomial --latent 16 \
@@ -24,6 +24,10 @@ format: $(VENV)/installed-test
 # Twenty minutes or so on a quiet machine; what it prints is worth nothing on a busy one.
 bench: $(VENV)/installed
 	for name in step_time epoch_time scaling cold_start; do $(BIN)/python benchmarks/$$name.py --save || exit 1; done
+
+# Every prior under every likelihood, encoder and objective: half an hour on two cores.
+matrix: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/matrix.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

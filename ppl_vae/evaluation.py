@@ -102,9 +102,9 @@ def evaluate(
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
     names = "neg_elbo", "reconstruction", "kl", "neg_log_prob", "bits_per_dim"
     chunks: dict[str, list[Tensor]] = {name: [] for name in names}
-    # A point has no density to weigh against the prior's.
-    point = vae.prior is None or vae._is_point(vae.encode(x[:1], y if y is None or not vae.per_row(y) else y[:1]))
     with _evaluating(vae), seeded(seed, vae._beta.device):
+        # A point has no density to weigh against the prior's.
+        point = vae.prior is None or vae._is_point(vae.encode(x[:1], y if y is None or not vae.per_row(y) else y[:1]))
         for i in range(0, len(x), batch_size):
             rows = x[i : i + batch_size], y if y is None or not vae.per_row(y) else y[i : i + batch_size]
             reconstruction, kl = elbo_terms(vae, *rows, samples=draws)

@@ -47,15 +47,16 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     """
     if "beta" in options:
         raise ConfigError("beta: it weighs the prior against the likelihood, and here the prior alone is fitted")
+    part: Any = prior
     if isinstance(prior, str | Mapping):
         shared = {key: getattr(vae.encoder, key, 0) for key in ("features", "context")}
         spec = presets.complete("prior", prior, **shared)
-        prior = presets.make("prior", spec, conditional=vae.condition is not None, encoder=vae.encoder)
-    new = VAE(prior, vae.likelihood, vae.encoder, vae.condition)
+        part = presets.make("prior", spec, conditional=vae.condition is not None, encoder=vae.encoder)
+    new = VAE(part, vae.likelihood, vae.encoder, vae.condition)
     others = (vae.likelihood, vae.encoder, vae.condition)
-    frozen = {p for part in others if isinstance(part, nn.Module) for p in part.parameters() if p.requires_grad}
-    if not isinstance(prior, nn.Module) or all(p in frozen or not p.requires_grad for p in prior.parameters()):
-        raise PartError(f"prior: expected one with parameters of its own to fit, got {type(prior).__name__}")
+    frozen = {p for other in others if isinstance(other, nn.Module) for p in other.parameters() if p.requires_grad}
+    if not isinstance(part, nn.Module) or all(p in frozen or not p.requires_grad for p in part.parameters()):
+        raise PartError(f"prior: expected one with parameters of its own to fit, got {type(part).__name__}")
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:

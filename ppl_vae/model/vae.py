@@ -226,11 +226,12 @@ class VAE(Programs):
             NoDensityError: if the model has no prior, or its encoder gives a point.
         """
         check_positive(samples=samples)
-        for _, log_w in self._propose(self._tensor(x), y, samples):
+        for _, log_w in self._propose(x, y, samples):
             yield log_w
 
-    def _propose(self, x: Tensor, y: Any, samples: int, mask: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _propose(self, x: Any, y: Any, samples: int, mask: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield z ~ q(z | x, y) and their log-weights, in chunks (k, N, latent) and (k, N)."""
+        x = self._tensor(x)
         p, q = self.prior_given(y), self.encode(x if mask is None else torch.where(mask, x, 0.0), y)
         if self._is_point(q):
             raise NoDensityError("a point encoder (Delta) has no density, so it gives no importance weights")
@@ -239,7 +240,9 @@ class VAE(Programs):
             # rsample, because a flow then scores its own draw without being inverted.
             draw = q.rsample if q.has_rsample else q.sample
             z = draw((min(chunk, samples - done),))
-            likelihood, seen = self._observed(self.decode(z, y), x, mask)
+            likelihood, seen = self.decode(z, y), x
+            if mask is not None:
+                likelihood, seen = self._observed(likelihood, x, mask)
             yield z, p.log_prob(z) + likelihood.log_prob(seen) - q.log_prob(z)
 
     @torch.no_grad()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import inspect
 import random
 import statistics
 import sys
@@ -35,9 +34,8 @@ PLANNED = 100
 
 def ours(capture: str, x: Tensor, device: str, turns: Turns) -> None:
     """Train with ``fit``; its callback waits for the next turn."""
-    options: dict[str, Any] = {}
-    if "capture" in inspect.signature(pv.fit).parameters:
-        options["capture"] = capture
+    capture, _, bf16 = capture.partition("-")
+    options: dict[str, Any] = {"capture": capture, "precision": "bf16-mixed" if bf16 else "32"}
     network = functools.partial(pv.networks.MLP, activation=nn.Softplus)
     vae = pv.vae((1, 28, 28), LATENT, hidden=(HIDDEN,), network=network)
 
@@ -93,9 +91,6 @@ def work(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
     kind, _, capture = args.worker.partition("-")
-    if kind == "ours" and capture != "off" and "capture" not in inspect.signature(pv.fit).parameters:
-        say(note="left out: fit takes no capture")
-        return
     x, y = (torch.from_numpy(a) for a in common.images(args.root, args.rows)[:2])
     turns = Turns(args.device)
     say(ready=True)
@@ -119,6 +114,7 @@ def command(name: str, args: argparse.Namespace) -> list[Any]:
 CONTESTANTS = {
     "ours capture=auto": "ours-auto",
     "ours capture=inductor": "ours-inductor",
+    "ours inductor bf16": "ours-inductor-bf16",
     "ours capture=off": "ours-off",
     "Pyro's example": "example",
     "pythae's trainer": "pythae",

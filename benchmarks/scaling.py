@@ -85,11 +85,11 @@ def plot(results: dict[str, Any], facts: dict[str, Any]) -> Figure:
             xs, ms = line["x"], line["ms"]
             if not xs:
                 continue
-            axes.plot(xs, ms, "o-", color=color, label=label, markersize=4)
+            text = label
             if line["crossover"] is not None:
-                at = xs.index(line["crossover"])
-                axes.axvline(xs[at], color=color, linewidth=0.8, linestyle="--")
-                axes.annotate(f"from {xs[at]}", (xs[at], ms[at]), (4, -12), textcoords="offset points", color=color)
+                text += f", arithmetic from {line['crossover']}"
+                axes.axvline(line["crossover"], color=color, linewidth=0.8, linestyle="--")
+            axes.plot(xs, ms, "o-", color=color, label=text, markersize=4)
             if not label.startswith("stock"):
                 rate = max(w / t for w, t in zip(line["gflop"], ms, strict=True))
                 text = f"arithmetic alone, at {1000 * rate:,.0f} GFLOP/s"
@@ -100,7 +100,10 @@ def plot(results: dict[str, Any], facts: dict[str, Any]) -> Figure:
         axes.set_ylabel("ms a step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.suptitle(f"MLP CVAE, otherwise {BASE}; {facts.get('gpu', facts['cpu'])}, {facts['threads']} threads", size=9)
+    otherwise = ", ".join(f"{name} {value}" for name, value in BASE.items())
+    figure.suptitle(
+        f"MLP CVAE, otherwise {otherwise}; {facts.get('gpu', facts['cpu'])}, {facts['threads']} threads", size=9
+    )
     return figure
 
 

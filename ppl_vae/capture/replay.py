@@ -52,6 +52,12 @@ class Replay:
         loss, gradients, self.watched = self.run(*tensors)
         return loss, dict(zip(self.names, gradients, strict=True))
 
+    @torch.no_grad()
+    def as_recorded(self, tensors: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the same without a compiler."""
+        loss, gradients, _ = self.graph(*tensors)
+        return loss, dict(zip(self.names, gradients, strict=True))
+
 
 class StaticStep:
     """A whole step on buffers that stay where they are: replay, guard, optimiser and sums; nothing is read on the host.

@@ -155,9 +155,13 @@ class CapturedSVI(SVI):
             self._late.clear()
             state = Generators(before.devices, self._program.buffers)
             expected = self._stock(args, kwargs, before)
+            now = self._program.numbers()
+            if replay.compiled:
+                # That the graph is the program shows before a compiler has reordered its sums.
+                state.restore()
+                compare(replay.as_recorded(tensors), expected, False, replay.numbers, now, self.steps)
             state.restore()
             loss, gradients = replay(tensors)
-            now = self._program.numbers()
             compare((loss, gradients), expected, replay.compiled, replay.numbers, now, self.steps)
             self.watched = replay.watched
         elif self.backend == "cudagraph":

@@ -90,8 +90,8 @@ def evaluate(
         seed: of the draws; the caller's generators are left as they were.
 
     Returns:
-        ``neg_elbo``, ``reconstruction``, ``kl`` and ``neg_log_prob``, of which a model with a point for an encoder has the
-        reconstruction alone; and ``bits_per_dim``, −log₂ p(x|y) / D, where a pixel is one of 256 levels.
+        ``neg_elbo``, ``reconstruction``, ``kl`` and ``neg_log_prob``, of which a model whose encoder gives a point has
+        the reconstruction alone; and ``bits_per_dim``, −log₂ p(x|y) / D, where a pixel is one of 256 levels.
 
     Example:
         >>> print(evaluate(pv.ae((4,), 2), torch.zeros(8, 4)).terms.keys())

@@ -165,6 +165,7 @@ def fit(
             "optim": getattr(optim, "__name__", repr(optim)),
             "clip": clip,
             "objective": type(objective).__name__,
+            "objective_options": {k: repr(v) for k, v in vars(objective).items() if isinstance(v, bool | int | float)},
             "precision": precision,
             "data": batches.digest(),
             "device": str(device),

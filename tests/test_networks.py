@@ -319,7 +319,9 @@ def test_an_activation_of_ones_own():
     assert mlp[1] is not mlp[3]
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), torch.relu, 3, None, lambda: torch.relu], ids=str)
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), torch.relu, 3, None, lambda: torch.relu], ids=lambda a: type(a).__name__
+)
 def test_an_activation_that_makes_no_module_is_refused(activation):
     with pytest.raises(PartError, match=r"activation: expected 'relu'.*nn.Tanh, got"):
         MLP((4,), (2,), activation=activation)

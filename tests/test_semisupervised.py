@@ -172,7 +172,7 @@ def test_missing_pixels_and_missing_labels():
 
 
 def test_errors_say_the_way_out():
-    with pytest.raises(PartError, match="conditional on labels.*cvae"):
+    with pytest.raises(PartError, match=r"conditional on labels.*cvae"):
         pv.SemiSupervised(pv.vae((D,), 2), pv.encoders.Classifier(LABELS, (D,)))
     with pytest.raises(ConfigError, match="alpha"):
         semisupervised(alpha=-1.0)

@@ -184,7 +184,8 @@ def vae(
         x_shape: the shape of one x.
         features: the number of latent features.
         prior, likelihood, encoder, condition: each a name from the tables, a dict ``{"name": ..., option: ...}``, or a
-            part of your own, which is used as it is.
+            part of your own, which is used as it is. A Vamp has the model's encoder. The two parts of
+            ``{"name": "Chain", "first": ..., "second": ...}`` share the features, by halves unless one says its own.
         context: the number of context features that the condition makes, where it is one that does not say.
         hidden, network: for the likelihood and the encoder, as :class:`~ppl_vae.networks.Network` takes them; by
             default one hidden layer of 400.

@@ -87,6 +87,10 @@ class Unconditional(Part):
         """How many values a pixel can take, where the wrapped likelihood says it."""
         return getattr(self.part, "levels", None)
 
+    def start_from(self, x: Tensor) -> None:
+        """Hand data to the wrapped likelihood, which sets its output's bias from them."""
+        self.part.start_from(x)  # type: ignore[attr-defined]
+
     def check(self, x: Tensor) -> None:
         """Hand data to the wrapped likelihood's ``check``; without one, refuse NaN and infinity."""
         getattr(self.part, "check", check_finite)(x)

@@ -639,3 +639,13 @@ def test_the_batch_is_part_of_the_graph() -> None:
     expected = [stock.step(x[order], y[order], total=1.0) for _ in range(8)]
     pyro.set_rng_seed(0)
     assert worst_difference(expected, [svi.step(order) for _ in range(8)]) <= 1e-6
+
+
+def test_nobody_waits_to_hear_that_a_factorisation_went_well() -> None:
+    vae = pv.vae((4,), 3, encoder="LowRankGaussian", likelihood="Gaussian")
+    svi = CapturedSVI(vae.model, vae.guide, Adam, Trace_ELBO(), backend="graph")
+    for _ in range(5):
+        svi.step(torch.randn(6, 4))
+    operations = {str(node.target) for replay in svi._graphs.values() if replay for node in replay.graph.graph.nodes}
+    assert any("cholesky" in operation for operation in operations)
+    assert not any("check_errors" in operation for operation in operations)

@@ -78,3 +78,27 @@ def test_swap_priors_reports_four(tmp_path: Path) -> None:
         "spline flow p(z|y)",
     ]
     assert pictures(tmp_path)["priors"] > 0.05
+
+
+def test_priors_mnist_has_a_row_a_prior_and_goes_on_where_it_was(root: Path, tmp_path: Path) -> None:
+    options = ["--root", str(root), "--out", str(tmp_path), "--steps", "3", "--rows", "600", "--test", "20"]
+    options += ["--seeds", "2", "--samples", "10", "--priors", "Standard", "Vamp"]
+    out = run("priors_mnist.py", *options)
+    rows = [line.split() for line in out.splitlines() if line.startswith(("Standard", "Vamp"))]
+    assert [row[0] for row in rows] == ["Standard", "Vamp"]
+    # A mean, its standard error, the difference from the first prior, the spread over seeds; for x, and for x given y.
+    assert all(len(row) == 9 for row in rows)
+    assert rows[0][3] == rows[0][7] == "0.00"
+    assert pictures(tmp_path)["priors"] > 0.02
+    # A second call reads what the first one wrote.
+    assert run("priors_mnist.py", *options).splitlines()[-5:] == out.splitlines()[-5:]
+
+
+def test_semisupervised_learns_from_few_labels(root: Path, tmp_path: Path) -> None:
+    options = ["--root", str(root), "--out", str(tmp_path), "--rows", "600", "--epochs", "4", "--hidden", "50"]
+    out = run("semisupervised_mnist.py", *options, "--repeat", "5")
+    line = next(line for line in out.splitlines() if line.startswith("test accuracy"))
+    # One blot a class: every label can be told.
+    assert float(line.split(": ")[1].split()[0]) > 0.9
+    assert "−log p(x|y)" in out
+    assert pictures(tmp_path)["samples"] > 0.05

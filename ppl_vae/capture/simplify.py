@@ -37,6 +37,10 @@ def simplify(graph: GraphModule, inputs: Any) -> None:
             _merge(node, seen, ("get_attr", id(getattr(graph, node.target))))
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
+        if node.target is aten._linalg_check_errors.default:
+            # It would stop the device to read a flag; a factorisation that fails shows as a loss that is not finite.
+            graph.graph.erase_node(node)
+            continue
         touched = {node, *node.all_input_nodes} & dirty
         if touched or node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags:
             continue

@@ -468,6 +468,20 @@ def test_options_of_training_reach_fit(tmp_path: Path) -> None:
     assert settings["objective"] == "Analytic"
 
 
+@pytest.mark.parametrize("binarize", ["threshold", "dynamic"])
+def test_the_likelihood_can_start_from_the_data(binarize: str, tmp_path: Path) -> None:
+    options = ["--data", "digits", "--data.binarize", binarize, *TINY, "--lr", "1e-9"]
+    biases = []
+    for flag in ([], ["--start_from_data"]):
+        ok("train", "--out", str(tmp_path / str(len(biases))), *options, *flag)
+        biases.append(pv.load(tmp_path / str(len(biases))).likelihood.network.body[-1].bias.detach())
+    x = pv.data.load("digits", binarize=binarize).train.x
+    mean = x.mean(0).flatten().clamp(0.001, 0.999)
+    # A draw of each of 1,437 pixels from its probability is the mean to a few standard errors of at most 0.013.
+    torch.testing.assert_close(biases[1].sigmoid(), mean, rtol=0, atol=1e-5 if binarize == "threshold" else 0.07)
+    assert (biases[0].sigmoid() - mean).abs().max() > 0.3
+
+
 def test_an_objective_takes_the_options_of_its_class(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     made: list[Any] = []
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import ppl_vae as pv
+from ppl_vae.batches import Batches
 from ppl_vae.capture import CapturedSVI
 from ppl_vae.data import Split
 from ppl_vae.errors import CheckpointError, ConfigError, DataError, LabelError, NonFiniteError, PartError
@@ -904,3 +905,40 @@ def test_a_dataset_of_ones_own_trains_both_ways() -> None:
     for train in (Rows(), DataLoader(Rows(), 3, shuffle=True)):
         assert len(run(a_cvae(), train)) == 2
         assert len(run(a_vae(), train)) == 2
+
+
+@pytest.mark.parametrize(
+    ("x", "divisor"),
+    [
+        (torch.arange(12.0).reshape(3, 4) % 2, 1),
+        (torch.arange(12.0).reshape(3, 4), 1),
+        (torch.arange(256.0).reshape(64, 4) / 255, 255),
+        (torch.arange(12.0).reshape(3, 4) / 16, None),
+        (torch.arange(12.0).reshape(3, 4) - 1, None),
+        (torch.arange(12.0).reshape(3, 4) * 100, None),
+    ],
+    ids=["binary", "counts", "grey levels", "other fractions", "negative", "large"],
+)
+def test_rows_are_bytes_where_that_changes_no_bit(x: torch.Tensor, divisor: int | None) -> None:
+    vae = pv.vae((4,), 2, likelihood="Gaussian")
+    batches = Batches(vae, x, 2, torch.device("cpu"))
+    assert batches.divisor == divisor
+    assert batches.x.dtype == (torch.float32 if divisor is None else torch.uint8)
+    index = torch.tensor([2, 0])
+    (drawn, _), _ = batches.draw(index)
+    assert drawn.dtype == torch.float32
+    assert torch.equal(drawn, x[index])
+    assert torch.equal(torch.cat([rows for rows, _ in batches.in_order()]), x)
+
+
+def test_bytes_and_floats_train_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randint(256, (40, 4), generator=torch.Generator().manual_seed(0)) / 255
+    losses = []
+    for compact in (True, False):
+        if not compact:
+            monkeypatch.setattr("ppl_vae.batches._compact", lambda x: (x, None))
+        torch.manual_seed(0)
+        vae = pv.vae((4,), 2, likelihood="Gaussian")
+        history = pv.fit(vae, x, epochs=3, batch_size=16, capture="graph", progress=False)
+        losses.append(history.column("loss"))
+    assert losses[0] == losses[1]

@@ -57,6 +57,9 @@ def train(words: list[str]) -> None:
     source = data.load(**options.data.as_dict())
     with seeded(options.seed, torch.device("cpu")):
         vae = _build(options, parser.get_defaults(skip_validation=True), source)
+        if options.start_from_data and not options.resume:
+            x = source.train.x
+            vae.likelihood.start_from(torch.bernoulli(x) if source.train.binarize == "dynamic" else x)
     typed = options.as_dict()
     for key in ("config", "print_config", "overwrite", "resume"):
         del typed[key]
@@ -151,6 +154,7 @@ def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
     _add_options(parser, "objective", names["objective"])
     parser.add_argument("--beta", type=float, default=1.0, help="the weight of the KL")
     parser.add_argument("--warmup", type=int, default=0, help="epochs over which β rises to its value")
+    parser.add_argument("--start_from_data", action="store_true", help="start the likelihood at the mean of the data")
     parser.add_argument("--lr", type=float, default=1e-3, help="the learning rate")
     by_hand: set[str | int] = {
         "vae",

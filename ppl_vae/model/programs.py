@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..data import check_finite
 from ..distributions import as_pyro, inside
-from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
+from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, PplVaeError, ShapeError
 
 __all__ = ["NO_PRIOR", "Programs"]
 
@@ -247,7 +247,16 @@ class Programs(nn.Module):
     def _prior(self, c: Tensor | None) -> Any:
         if self.prior is None:
             return _NoPrior(dist.constraints.real_vector, (), (self.encoder.features,))  # type: ignore
-        return as_pyro(self.prior(c))
+        try:
+            return as_pyro(self.prior(c))
+        except (RuntimeError, AttributeError) as error:
+            if c is None or isinstance(error, PplVaeError) or not is_validation_enabled():
+                raise
+            # A zuko flow says no more than that two matrices do not fit.
+            raise ShapeError(
+                f"prior: {type(self.prior).__name__} failed on a context {tuple(c.shape)}: {error}. Build it with "
+                f"context={c.shape[-1]}, or wrap it in Unconditional(...) to ignore y"
+            ) from error
 
     def _register(self) -> None:
         """Make the parameters known to Pyro, as ``pyro.module`` would, but never as another model's."""

@@ -1,0 +1,116 @@
+"""Parts that do not go together: each is a typed error that says the way out, and none is trained in silence."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+
+import ppl_vae as pv
+from ppl_vae.capture import CapturedSVI
+from ppl_vae.distributions import zuko
+from ppl_vae.errors import ConfigError, DataError, PartError, PplVaeError, ShapeError
+
+X, Y = torch.zeros(6, 4), torch.arange(6) % 3
+flows = zuko.flows
+
+
+def cvae(prior, encoder=None):
+    return pv.VAE(
+        prior, pv.likelihoods.Bernoulli((4,), 2, 3), encoder or pv.encoders.Gaussian(2, (4,), 3), pv.OneHot(3)
+    )
+
+
+def loss(vae, *data):
+    return Trace_ELBO().loss(vae.model, vae.guide, *data)
+
+
+CASES = {
+    "a prior over another latent": (
+        lambda: loss(cvae(lambda c: dist.Normal(c.new_zeros(5), 1.0).to_event(1)), X, Y),
+        ShapeError,
+        r"latent \(2,\).*over \(5,\).*same number of features",
+    ),
+    "a prior that forgot its event dimension": (
+        lambda: loss(cvae(lambda c: dist.Normal(c.new_zeros(len(c)), 1.0)), X, Y),
+        ShapeError,
+        r"latent \(2,\).*over \(\).*to_event\(1\)",
+    ),
+    "a part of another size, at once": (
+        lambda: cvae(pv.priors.Gaussian(5, 3)),
+        ShapeError,
+        r"one number of latent features.*5 in the prior.*2 in the encoder",
+    ),
+    "a context of the wrong width": (
+        lambda: loss(cvae(pv.priors.Gaussian(2, 10)), X, Y),
+        ShapeError,
+        r"context \(\*, 10\), got \(6, 3\)",
+    ),
+    "an unconditional flow given y": (
+        lambda: loss(cvae(flows.NSF(2, transforms=1, hidden_features=(8,))), X, Y),
+        ShapeError,
+        r"context \(6, 3\).*context=3.*Unconditional",
+    ),
+    "an unconditional mixture flow given y": (
+        lambda: loss(cvae(flows.GMM(2, components=3)), X, Y),
+        ShapeError,
+        r"context \(6, 3\).*context=3.*Unconditional",
+    ),
+    "a conditional flow of another width": (
+        lambda: loss(cvae(flows.MAF(2, 10, transforms=1, hidden_features=(8,))), X, Y),
+        ShapeError,
+        r"context \(6, 3\).*context=3",
+    ),
+    "grey pixels for Bernoulli": (
+        lambda: pv.fit(pv.vae((4,), 2), X + 0.5, epochs=1, progress=False),
+        DataError,
+        r"Bernoulli.*grey.*binarise",
+    ),
+    "counts that are not whole": (
+        lambda: pv.fit(pv.vae((4,), 2, likelihood="Poisson"), X + 0.5, epochs=1, progress=False),
+        DataError,
+        r"Poisson.*whole counts.*fractions",
+    ),
+    "more pseudo-inputs than rows": (
+        lambda: pv.fit(pv.vae((4,), 2, prior={"name": "Vamp", "components": 7}), X, epochs=1, progress=False),
+        ConfigError,
+        r"Vamp.*6 rows for 7.*components to 6",
+    ),
+    "a sphere with a Gaussian encoder": (
+        lambda: loss(cvae(pv.priors.Sphere(2)), X, Y),
+        PartError,
+        r"support of the prior \(SphericalUniform\).*PowerSpherical",
+    ),
+    "all of space with points on a sphere": (
+        lambda: loss(cvae(pv.priors.Gaussian(2, 3), pv.encoders.PowerSpherical(2, (4,), 3)), X, Y),
+        PartError,
+        r"sphere.*priors.Sphere",
+    ),
+    "a prior over numbers above zero": (
+        lambda: loss(cvae(lambda c: dist.Gamma(c.new_ones(2), 1.0).to_event(1)), X, Y),
+        PartError,
+        r"outside the support of the prior \(Gamma\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_misfit_says_the_way_out(name):
+    make, error, message = CASES[name]
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["an unconditional flow given y", "a sphere with a Gaussian encoder"])
+def test_captured_steps_say_it_too(name):
+    prior = pv.priors.Sphere(2) if "sphere" in name else flows.NSF(2, transforms=1, hidden_features=(8,))
+    vae = cvae(prior)
+    svi = CapturedSVI(vae.model, vae.guide, torch.optim.Adam, Trace_ELBO(), backend="graph")
+    with pytest.raises(PplVaeError, match=CASES[name][2]):
+        svi.step(X, Y)
+
+
+def test_the_ways_out_work():
+    x = torch.ones(6, 4)
+    assert loss(cvae(pv.Unconditional(flows.NSF(2, transforms=1, hidden_features=(8,)))), x, Y) > 0
+    assert loss(cvae(flows.GMM(2, 3, components=3)), x, Y) > 0
+    assert loss(cvae(pv.priors.Sphere(2), pv.encoders.PowerSpherical(2, (4,), 3)), x, Y) > 0

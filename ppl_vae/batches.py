@@ -23,7 +23,7 @@ __all__ = ["Batches"]
 
 
 class Batches:
-    """Whatever ``fit`` was given, as batches (x, y) on the device; rows live there when they are tensors."""
+    """Whatever ``fit`` was given, as batches (x, y) or (x, y, mask) on the device; tensors of rows live there."""
 
     def __init__(self, vae: VAE, source: Any, batch_size: int, device: torch.device, *, observe: bool = False) -> None:
         self.vae, self.device, self.batch_size = vae, device, batch_size
@@ -37,7 +37,7 @@ class Batches:
             first = next(iter(source), None)
             if first is None:
                 raise DataError("expected at least one batch of data, got a DataLoader with none")
-            self.x, self.y = self._unpack(first, from_dataset=True)
+            self.x, self.y, self.mask = self._unpack(first, from_dataset=True)
             self.rows = len(source.dataset) if hasattr(source.dataset, "__len__") else None
         else:
             if isinstance(source, Split):
@@ -49,18 +49,18 @@ class Batches:
                 source, labelled = default_collate([source[i] for i in range(len(source))]), True
             else:
                 labelled = False
-            self.x, self.y = self._unpack(source, from_dataset=labelled)
+            self.x, self.y, self.mask = self._unpack(source, from_dataset=labelled)
             self.rows = len(self.x)
-        self._check(self.x, self.y)
+        self._check(self.x, self.y, self.mask)
         if self.rows is not None:
             self.batch_size = min(self.batch_size, self.rows)
         self.divisor: int | None = None
         if self.loader is None:
             self.x, self.divisor = _compact(self.x.to(vae._beta))
-        self.y = None if self.y is None else self.y.to(device)
+        self.y, self.mask = (None if rows is None else rows.to(device) for rows in (self.y, self.mask))
 
-    def _unpack(self, batch: Any, from_dataset: bool) -> tuple[Tensor, Tensor | None]:
-        x, y = (batch, None) if not isinstance(batch, Sequence) else (*batch, None)[:2]
+    def _unpack(self, batch: Any, from_dataset: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x, y, mask = (*batch, None, None)[:3] if isinstance(batch, Sequence) else (batch, None, None)
         if from_dataset and self.vae.condition is None:
             # A data set carries labels by nature; a model that has no y does not look at them.
             y = None
@@ -68,14 +68,22 @@ class Batches:
             x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
-                "expected x, (x, y), a Split, a Dataset or a DataLoader that gives x or (x, y), got "
+                "expected x, (x, y), (x, y, mask), a Split, a Dataset or a DataLoader that gives one of these, got "
                 f"{type(batch).__name__}: {error}"
             ) from error
         if not x.dim():
             raise ShapeError("x: expected (N, *x_shape), got a number")
-        return x, y if y is None or self.vae.per_row(y) else y.expand(len(x), *y.shape)
+        mask = self.vae._mask(x, mask)
+        # What is not seen may be NaN, and need not be kept.
+        x = x if mask is None else torch.where(mask, x, torch.zeros_like(x))
+        return x, y if y is None or self.vae.per_row(y) else y.expand(len(x), *y.shape), mask
 
-    def _check(self, x: Tensor, y: Tensor | None) -> None:
+    def _check(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
+        if mask is not None:
+            if not mask.any():
+                raise DataError("mask: expected at least one pixel that is seen (True), got none")
+            # One that is seen stands for those that are not.
+            x = torch.where(mask, x, x[mask][0])
         if self.binarize == "dynamic":
             if ((x < 0) | (x > 1)).any():
                 raise DataError(f"binarize='dynamic': expected probabilities in [0, 1], got {x.min():g} … {x.max():g}")
@@ -99,7 +107,7 @@ class Batches:
         """Return inputs for a step of every shape there is; labels of training rows count as seen from here on."""
         self._seen(self.y)
         if self.loader is not None:
-            return [(self.x.to(self.vae._beta), self.y)]
+            return [self._row(self.x.to(self.vae._beta), self.y, self.mask)]
         sizes = {min(self.batch_size, len(self.x)), len(self.x) % self.batch_size} - {0}
         return [(torch.arange(size, device=self.device),) for size in sorted(sizes, reverse=True)]
 
@@ -116,33 +124,37 @@ class Batches:
         else:
             yield from ((index,) for index in torch.randperm(len(self.x)).to(self.device).split(self.batch_size))
 
-    def draw(self, first: Tensor, y: Tensor | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    @staticmethod
+    def _row(x: Tensor, y: Tensor | None, mask: Tensor | None) -> tuple[Any, ...]:
+        return (x, y) if mask is None else (x, y, mask)
+
+    def draw(self, first: Tensor, *rest: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of the programs for the inputs of a step; what is drawn here is drawn anew each time."""
         if self.loader is not None:
-            return (first, y), {}
+            return (first, *rest), {}
         x = self.x[first]
         x = self._values(x)
         x = torch.bernoulli(x) if self.binarize == "dynamic" else x
-        return (x, None if self.y is None else self.y[first]), {}
+        return self._row(x, *(None if rows is None else rows[first] for rows in (self.y, self.mask))), {}
 
     def _values(self, rows: Tensor) -> Tensor:
         return rows.to(self.vae._beta) if self.divisor is None else rows.to(self.vae._beta) / self.divisor
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield every row once, in order, as (x, y)."""
+    def in_order(self) -> Iterator[tuple[Any, ...]]:
+        """Yield every row once, in order, as (x, y) or (x, y, mask)."""
         if self.loader is not None:
             yield from self._from_loader()
         else:
             for index in torch.arange(len(self.x), device=self.device).split(self.batch_size):
-                (x, y), _ = self.draw(index)
-                yield x, y
+                yield self.draw(index)[0]
 
-    def _from_loader(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _from_loader(self) -> Iterator[tuple[Any, ...]]:
         for batch in self.loader:  # type: ignore[union-attr]
-            x, y = self._unpack(batch, from_dataset=True)
-            self._check(x, y)
+            x, y, mask = self._unpack(batch, from_dataset=True)
+            self._check(x, y, mask)
             self._seen(y)
-            yield x.to(self.vae._beta), None if y is None else y.to(self.device)
+            y, mask = (None if rows is None else rows.to(self.device) for rows in (y, mask))
+            yield self._row(x.to(self.vae._beta), y, mask)
 
     def _seen(self, y: Tensor | None) -> None:
         if self.observe is not None and y is not None:
@@ -153,7 +165,7 @@ class Batches:
         if self.loader is not None:
             return ""
         sha = hashlib.sha256()
-        for tensor in (self.x, self.y):
+        for tensor in (self.x, self.y, self.mask):
             if tensor is not None:
                 sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()

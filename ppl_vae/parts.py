@@ -87,6 +87,11 @@ class Unconditional(Part):
         """How many values a pixel can take, where the wrapped likelihood says it."""
         return getattr(self.part, "levels", None)
 
+    @property
+    def sees_mask(self) -> bool:
+        """Whether the wrapped encoder is told which pixels are seen."""
+        return getattr(self.part, "sees_mask", False)
+
     def start_from(self, x: Tensor) -> None:
         """Hand data to the wrapped likelihood, which sets its output's bias from them."""
         self.part.start_from(x)  # type: ignore[attr-defined]

@@ -263,6 +263,9 @@ def complete(kind: str, spec: str | Mapping[str, Any], **shared: Any) -> dict[st
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     if given.get("name") == "Unconditional" and set(given) == {"name", "part"}:
         return given | {"part": complete(kind, given["part"], **shared | {"context": 0})}
+    if given.get("name") == "Masked" and set(given) == {"name", "part"} and "x_shape" in shared:
+        channels, *rest = shared["x_shape"]
+        return given | {"part": complete(kind, given["part"], **shared | {"x_shape": (2 * channels, *rest)})}
     cls = lookup(TABLES[kind], given.get("name"), f"{kind} name")
     if cls is Chain:
         return _complete_chain(kind, given, shared)
@@ -335,9 +338,11 @@ def make(kind: str, config: Mapping[str, Any], conditional: bool = False, encode
     options = dict(config)
     name = options.pop("name", None)
     ignores = conditional and config.get("context", 1) == 0
-    if name == "Unconditional":
+    if name in ("Unconditional", "Masked"):
         if list(options) != ["part"]:
-            raise ConfigError(f"{kind} Unconditional: expected one option, part, got {list(options)}")
+            raise ConfigError(f"{kind} {name}: expected one option, part, got {list(options)}")
+        if name == "Masked":
+            return encoders.Masked(make(kind, options["part"], conditional))
         return Unconditional(make(kind, options["part"], encoder=encoder))
     cls = lookup(TABLES[kind], name, f"{kind} name")
     if cls is Chain:
@@ -426,6 +431,8 @@ def to_dict(vae: VAE) -> dict[str, Any]:
 def _describe(kind: str, part: Any, encoder: Any) -> dict[str, Any]:
     if isinstance(part, Unconditional):
         return {"name": "Unconditional", "part": _describe(kind, part.part, encoder)}
+    if isinstance(part, encoders.Masked):
+        return {"name": "Masked", "part": _describe(kind, part.part, encoder)}
     if type(part) is Chain:
         halves = ((key, getattr(part, key), getattr(encoder, key, None)) for key in ("first", "second"))
         return {"name": "Chain"} | {key: _describe(kind, half, of) for key, half, of in halves}

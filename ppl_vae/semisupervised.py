@@ -103,9 +103,8 @@ class SemiSupervised(VAE):
         x, mask = self._tensor(x), self._mask(x, mask)
         if x is None:
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
-        x = x if mask is None else torch.where(mask, x, 0.0)
-        weights, _, _ = self._weights(x, y)
-        q = as_pyro(self.encoder(x, self._every_context(weights)))
+        weights, _, _ = self._weights(x if mask is None else torch.where(mask, x, 0.0), y)
+        q = as_pyro(self.encoder(self._given(x, mask), self._every_context(weights)))
         every = pyro.plate("labels", len(weights), dim=-2)
         with self._plate(len(x), total), every, poutine.scale(scale=weights), self._kl_weight():
             return pyro.sample("z", q, infer={"weights": weights})

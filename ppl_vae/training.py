@@ -88,8 +88,9 @@ def fit(
 
     Arguments:
         vae: the model.
-        train: x (N, *x_shape); a tuple (x, y); a :class:`~ppl_vae.data.Split` or another ``Dataset``, whose labels are
-            used if the model has a condition; or a ``DataLoader``, which then sets the batches.
+        train: x (N, *x_shape); a tuple (x, y), or (x, y, mask) with True where a pixel is seen; a
+            :class:`~ppl_vae.data.Split` or another ``Dataset``, whose labels are used if the model has a condition; or
+            a ``DataLoader``, which then sets the batches.
         valid: likewise; its −ELBO is measured after every epoch, with the same noise every time.
         epochs: how many, in all: a resumed run counts those it had.
         batch_size: rows a step; all rows where there are fewer.
@@ -317,7 +318,7 @@ def _validate(vae: VAE, batches: Batches, seed: int | None) -> dict[str, float]:
     """Return the −ELBO per datum at β = 1, from the same random numbers every time and none of training's."""
     vae.eval()
     with seeded(seed or 0, batches.device), torch.no_grad():
-        terms = torch.cat([torch.stack(elbo_terms(vae, x, y), -1) for x, y in batches.in_order()])
+        terms = torch.cat([torch.stack(elbo_terms(vae, x, y, 1, *mask), -1) for x, y, *mask in batches.in_order()])
     reconstruction, kl = terms.double().mean(0).tolist()
     if not math.isfinite(reconstruction + kl):
         row = int(terms.isfinite().all(-1).int().argmin())

@@ -243,6 +243,7 @@ ENCODERS = {
     "Chain by hand": Entry(
         lambda c: Chain(encoders.Gaussian(1, IMAGE, c, (8,)), encoders.LowRankGaussian(1, IMAGE, c + 1, (8,)))
     ),
+    "Masked": named("Masked", part={"name": "Gaussian", "hidden": [8]}),
     "Delta": named("Delta", hidden=[8]),
     "Delta Conv": named("Delta", network={"name": "Conv", "channels": [2]}),
     "own, correlated": Entry(Correlated),

@@ -2,13 +2,16 @@
 
 import math
 
+import pyro
 import pytest
 import torch
 from ppca import D, Ppca
+from pyro.infer import SVI, Trace_ELBO
 from torch.distributions import MultivariateNormal
 
 import ppl_vae as pv
-from ppl_vae.errors import NoDensityError, PartError, ShapeError
+from ppl_vae.capture import CapturedSVI
+from ppl_vae.errors import DataError, NoDensityError, PartError, ShapeError
 
 SEEN = torch.tensor([True, True, False, True, False, True, True, False])
 
@@ -97,3 +100,95 @@ def test_errors():
     )
     with pytest.raises(PartError, match="independent pixels"):
         whole.impute(x, mask=x == 0)
+
+
+def masked(conditional=True):
+    torch.manual_seed(0)
+    condition = pv.OneHot(3) if conditional else None
+    vae = pv.vae(
+        (1, 2, 2), 2, encoder={"name": "Masked", "part": {"name": "Gaussian", "hidden": [8]}}, condition=condition
+    )
+    return vae, torch.tensor([[1, 0, 0, 1], [1, 0, 0, 1]]).float().reshape(2, 1, 2, 2)
+
+
+def test_an_encoder_can_be_told_what_is_seen():
+    vae, x = masked()
+    y, mask = torch.tensor([1, 1]), torch.tensor([True, True, False, True]).reshape(1, 1, 2, 2).expand_as(x)
+    assert vae.encoder.part.x_shape == (2, 2, 2)
+    whole = vae.encode(x, y).mean
+    told = vae.encoder(vae._given(x, mask), vae._context(y)).mean
+    # The pixel is zero, and unseen: an encoder that is not told cannot tell the two apart, and this one can.
+    assert not torch.allclose(whole, told)
+    torch.testing.assert_close(whole, vae.encoder(vae._given(x, mask | True), vae._context(y)).mean)
+    plain = pv.vae((1, 2, 2), 2, condition=pv.OneHot(3))
+    torch.testing.assert_close(plain.encode(x, y).mean, plain.encoder(plain._given(x, mask), plain._context(y)).mean)
+
+
+def test_what_is_not_seen_is_not_looked_at_by_an_encoder_that_is_told():
+    vae, x = masked()
+    y, mask = torch.tensor([1, 2]), torch.tensor([True, True, False, True]).reshape(1, 1, 2, 2).expand_as(x)
+    results = []
+    for junk in (0.0, 7.0, math.nan):
+        torch.manual_seed(3)
+        loss = Trace_ELBO().differentiable_loss(vae.model, vae.guide, torch.where(mask, x, junk), y, mask)
+        results.append((loss, *torch.autograd.grad(loss, list(vae.parameters()))))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert vae.impute(torch.where(mask, x, math.nan), y, mask=mask, n=4).shape == (4, 2, 1, 2, 2)
+
+
+def test_steps_with_a_mask_are_captured():
+    losses = []
+    for make, options in ((SVI, {}), (CapturedSVI, {"backend": "graph"})):
+        vae, x = masked()
+        y, mask = torch.tensor([1, 2]), torch.tensor([True, True, False, True]).reshape(1, 1, 2, 2).expand_as(x)
+        svi = make(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), **options)
+        torch.manual_seed(1)
+        losses.append([svi.step(x, y, mask if i % 2 else ~mask) for i in range(8)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_masked_encoder_is_saved_by_name(tmp_path):
+    vae, x = masked(conditional=False)
+    pv.save(vae, tmp_path / "model")
+    again = pv.load(tmp_path / "model")
+    torch.testing.assert_close(again.encode(x).mean, vae.encode(x).mean)
+    with pytest.raises(PartError, match="x_shape"):
+        pv.encoders.Masked(lambda x, c: None)
+    with pytest.raises(ShapeError, match=r"x and its mask.*\(1, 2, 2\)"):
+        pv.encoders.Masked(pv.encoders.Gaussian(2, (1, 2, 2)))
+
+
+def test_fit_takes_rows_with_missing_pixels():
+    truth = Ppca(3)
+    x, y = truth.draw(400)
+    x, generator = x.float(), torch.Generator().manual_seed(0)
+    mask = torch.rand(x.shape, generator=generator) < 0.7
+    histories = []
+    for junk in (0.0, math.nan):
+        torch.manual_seed(0)
+        vae = pv.vae(
+            (D,), 2, likelihood={"name": "Gaussian", "sigma": 0.5}, hidden=(16,), condition=pv.OneHot(3), context=3
+        )
+        rows = torch.where(mask, x, junk), y, mask
+        options = {"epochs": 30, "batch_size": 50, "lr": 1e-2, "capture": "graph", "progress": False}
+        histories.append(pv.fit(vae, rows, valid=tuple(row[:100] for row in rows), **options))
+    assert histories[0].column("neg_elbo") == histories[1].column("neg_elbo")
+    assert histories[0].column("valid_neg_elbo") == histories[1].column("valid_neg_elbo")
+    # −log p of the seen pixels under the truth is what a −ELBO cannot go far below, and here comes near.
+    seen = sum(
+        -MultivariateNormal(truth.mean(k)[m], truth.C[m][:, m]).log_prob(r[m]).item()
+        for r, k, m in zip(x.double(), y, mask, strict=True)
+        if m.any()
+    ) / len(x)
+    assert seen - 0.3 < histories[0][-1]["neg_elbo"] < seen + 1.5
+
+
+def test_fit_refuses_masks_that_are_none():
+    vae, x = pv.vae((4,), 2), torch.zeros(6, 4)
+    with pytest.raises(ShapeError, match="mask: expected bool"):
+        pv.fit(vae, (x, None, torch.ones(6, 3, dtype=torch.bool)), epochs=1)
+    with pytest.raises(DataError, match="at least one pixel that is seen"):
+        pv.fit(vae, (x, None, x > 1), epochs=1)
+    with pytest.raises(DataError, match="grey"):
+        pv.fit(vae, (x + 0.5, None, x == 0), epochs=1)

@@ -11,6 +11,7 @@ from ..parts import Chain, Unconditional
 from .classifier import Classifier
 from .flow import Flow
 from .gaussian import FullGaussian, Gaussian, LowRankGaussian
+from .masked import Masked
 from .mixture import Mixture
 from .point import Delta
 from .sphere import PowerSpherical
@@ -23,6 +24,7 @@ __all__ = [
     "FullGaussian",
     "Gaussian",
     "LowRankGaussian",
+    "Masked",
     "Mixture",
     "PowerSpherical",
     "Unconditional",

@@ -24,8 +24,9 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ..data import check_finite
+from ..devices import cuda_devices
 from ..distributions import as_pyro, inside
-from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, PplVaeError, ShapeError
+from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
 
 __all__ = ["NO_PRIOR", "Programs"]
 
@@ -95,6 +96,7 @@ class Programs(nn.Module):
         self.beta = beta
         if name is not None and name in _named:
             raise ConfigError(f"a living model is named {name!r} already: choose another name, or leave it out")
+        self._tried: Any = None
         self._auto_name = name is None
         self.name = self._fresh_name() if name is None else name
         if name is not None:
@@ -181,7 +183,7 @@ class Programs(nn.Module):
         if x is None:
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
         c, size = self._programs_context(x, y)
-        q = as_pyro(self.encoder(x if mask is None else _seen(x, mask), c))
+        q = as_pyro(self.encoder(self._given(x, mask), c))
         if self.prior is None and not self._is_point(q):
             raise PartError(
                 f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
@@ -226,6 +228,15 @@ class Programs(nn.Module):
         stack.enter_context(pyro.plate("data", size))
         return stack
 
+    def _given(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What the encoder is given: zeros for what is unseen, and the mask beside it if the encoder wants to know."""
+        if mask is None:
+            return x
+        x = _seen(x, mask)
+        if not getattr(self.encoder, "sees_mask", False):
+            return x
+        return torch.cat([x, mask.to(x)], -len(self.encoder.x_shape))  # type: ignore
+
     @staticmethod
     def _is_point(q: Any) -> bool:
         return isinstance(getattr(q, "base_dist", q), dist.Delta)
@@ -247,16 +258,29 @@ class Programs(nn.Module):
     def _prior(self, c: Tensor | None) -> Any:
         if self.prior is None:
             return _NoPrior(dist.constraints.real_vector, (), (self.encoder.features,))  # type: ignore
-        try:
+        tried = id(self.prior), None if c is None else c.shape[-1]
+        if c is None or self._tried == tried or not is_validation_enabled():
             return as_pyro(self.prior(c))
+        # Once for a width of the context: a zuko flow finds out only when it is asked for a density, and then says no
+        # more than that two matrices do not fit.
+        modes = [(module, module.training) for module in self.modules()]
+        super().eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(cuda_devices(c.device)):
+                p = as_pyro(self.prior(c))
+                p.log_prob(c.new_zeros(p.event_shape))
+        except ValueError:
+            pass  # Zero is no point of the support, which says nothing of the context.
         except (RuntimeError, AttributeError) as error:
-            if c is None or isinstance(error, PplVaeError) or not is_validation_enabled():
-                raise
-            # A zuko flow says no more than that two matrices do not fit.
             raise ShapeError(
                 f"prior: {type(self.prior).__name__} failed on a context {tuple(c.shape)}: {error}. Build it with "
                 f"context={c.shape[-1]}, or wrap it in Unconditional(...) to ignore y"
             ) from error
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        self._tried = tried
+        return as_pyro(self.prior(c))
 
     def _register(self) -> None:
         """Make the parameters known to Pyro, as ``pyro.module`` would, but never as another model's."""

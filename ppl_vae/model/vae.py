@@ -72,7 +72,7 @@ class VAE(Programs):
         if self.prior is None:
             raise NoDensityError(NO_PRIOR)
         c = self._context(y)
-        p = as_pyro(self.prior(c))
+        p = self._prior(c)
         batch = torch.Size() if c is None else c.shape[:-1]
         return p.expand(torch.broadcast_shapes(p.batch_shape, batch))
 
@@ -232,7 +232,7 @@ class VAE(Programs):
     def _propose(self, x: Any, y: Any, samples: int, mask: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield z ~ q(z | x, y) and their log-weights, in chunks (k, N, latent) and (k, N)."""
         x = self._tensor(x)
-        p, q = self.prior_given(y), self.encode(x if mask is None else torch.where(mask, x, 0.0), y)
+        p, q = self.prior_given(y), self.encode(self._given(x, mask), y)
         if self._is_point(q):
             raise NoDensityError("a point encoder (Delta) has no density, so it gives no importance weights")
         chunk = max(1, _CHUNK // max(1, x.numel()))

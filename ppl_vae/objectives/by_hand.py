@@ -137,17 +137,20 @@ def analytic_elbo(vae: VAE, x: Any, y: Any = None, *, beta: float = 1.0) -> Tens
     return log_likelihood(_decode(vae, z, y, x), x) - beta * kl_gaussian(loc, scale, loc_p, scale_p)
 
 
-def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1) -> tuple[Tensor, Tensor]:
+def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return (reconstruction, KL) per datum, −log p(x|z,y) and KL(q ‖ p), whose sum is −ELBO at β = 1.
 
-    The KL is in closed form where one is registered, else log q − log p at the same draws of z.
+    The KL is in closed form where one is registered, else log q − log p at the same draws of z. With a mask the
+    reconstruction is of the pixels that are seen.
 
     Returns:
         Two tensors (N,), nats.
     """
-    x, q = torch.as_tensor(x).to(vae._beta), vae.encode(x, y)
+    x = torch.as_tensor(x).to(vae._beta)
+    q = vae.encode(vae._given(x, mask), y)
     z = q.rsample((samples,)) if q.has_rsample else q.sample((samples,))
-    reconstruction = -_decode(vae, z, y, x).log_prob(x).mean(0)
+    p, x = vae._observed(_decode(vae, z, y, x), x, mask)
+    reconstruction = -p.log_prob(x).mean(0)
     if vae.prior is None:
         return reconstruction, torch.zeros_like(reconstruction)
     p = vae.prior_given(y)

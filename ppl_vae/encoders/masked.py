@@ -1,0 +1,67 @@
+r"""An encoder that is told which pixels are seen.
+
+.. math:: q(z \mid x_{\text{seen}}, m, y) = \mathrm{encoder}([x \odot m;\ m], c)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PartError, ShapeError
+from ..parts import Part
+
+__all__ = ["Masked"]
+
+
+class Masked(Part):
+    r"""Wraps an encoder, which then gets the mask of seen pixels behind x, as further channels.
+
+    Without it an encoder sees zeros in the place of unseen pixels and cannot tell them from pixels that are zero.
+
+    Arguments:
+        part: an encoder of twice the channels, ``x_shape = (2 C, ...)``.
+
+    Raises:
+        PartError: for what cannot be called, or does not say its ``x_shape``.
+        ShapeError: if its channels are not an even number; or, when called, for another x.
+
+    Reference:
+        MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019), which feeds
+        zeros; Conditional Neural Processes (Garnelo et al., 2018) for telling what was seen
+
+    Example:
+        >>> encoder = Masked(pv.encoders.Gaussian(2, (2, 8, 8)))
+        >>> encoder.x_shape, encoder(torch.zeros(5, 1, 8, 8)).shape()
+        ((1, 8, 8), torch.Size([5, 2]))
+    """
+
+    sees_mask = True
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        inner = getattr(part, "x_shape", None)
+        if not callable(part) or inner is None:
+            raise PartError(f"Masked: expected an encoder that says its x_shape, got {type(part).__name__}")
+        if inner[0] % 2:
+            raise ShapeError(f"Masked: expected an encoder of x and its mask, x_shape (2 C, ...), got {tuple(inner)}")
+        self.part, self.x_shape = part, (inner[0] // 2, *inner[1:])
+
+    @property
+    def features(self) -> int | None:
+        """The number of latent features, where the wrapped encoder says it."""
+        return getattr(self.part, "features", None)
+
+    @property
+    def context(self) -> int | None:
+        """The number of context features, where the wrapped encoder says it."""
+        return getattr(self.part, "context", None)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
+        """Return q(z | x, y) for x (*, *x_shape), all of it seen; or for x and its mask in one, (*, 2 C, ...)."""
+        dim = -len(self.x_shape)
+        if x.shape[dim:] == self.x_shape:
+            x = torch.cat([x, torch.ones_like(x)], dim)
+        return self.part(x, c)

@@ -268,7 +268,7 @@ class Programs(nn.Module):
         try:
             with torch.no_grad(), torch.random.fork_rng(cuda_devices(c.device)):
                 p = as_pyro(self.prior(c))
-                p.log_prob(c.new_zeros(p.event_shape))
+                p.log_prob(c.new_zeros(p.shape()))
         except ValueError:
             pass  # Zero is no point of the support, which says nothing of the context.
         except (RuntimeError, AttributeError) as error:

@@ -649,3 +649,31 @@ def test_nobody_waits_to_hear_that_a_factorisation_went_well() -> None:
     operations = {str(node.target) for replay in svi._graphs.values() if replay for node in replay.graph.graph.nodes}
     assert any("cholesky" in operation for operation in operations)
     assert not any("check_errors" in operation for operation in operations)
+
+
+@pytest.mark.parametrize("factor", [torch.linalg.cholesky, torch.linalg.inv])
+def test_a_factorisation_that_fails_in_a_replay_is_not_finite(factor: Callable[[Tensor], Tensor]) -> None:
+    flip = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+
+    def model(a: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(factor(torch.eye(2) + a * flip) @ z, 1.0).to_event(1), obs=torch.ones(2))
+
+    guide = AutoNormal(model)
+    svi = CapturedSVI(model, guide, Adam, Trace_ELBO(), backend="graph")
+    pyro.set_rng_seed(0)
+    got = [svi.step(torch.tensor(0.5)) for _ in range(8)]
+    operations = {str(node.target) for replay in svi._graphs.values() if replay for node in replay.graph.graph.nodes}
+    assert not any("check_errors" in operation for operation in operations)
+    # Neither positive definite nor, at 1, invertible.
+    bad = torch.tensor(2.0 if factor is torch.linalg.cholesky else 1.0)
+    before = [parameter.clone() for parameter in guide.parameters()]
+    with pytest.raises(NonFiniteError):
+        svi.step(bad)
+    assert all(map(torch.equal, before, guide.parameters()))
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    stock = CapturedSVI(model, AutoNormal(model), Adam, Trace_ELBO(), backend="off")
+    assert worst_difference([stock.step(torch.tensor(0.5)) for _ in range(8)], got) <= 1e-6
+    with pytest.raises(torch.linalg.LinAlgError):
+        stock.step(bad)

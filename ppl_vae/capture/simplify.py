@@ -4,11 +4,14 @@ r"""Simplification: a recorded graph computes nothing twice and copies nothing f
 
 What a program writes twice, the recording holds twice: a prior evaluated for the loss and for what is watched, a
 transpose for the forward and for the backward pass. Only operations without randomness, on tensors that nothing writes
-to, are merged, so every number stays what it was.
+to, are merged, so every number stays what it was. A factorisation that fails, which stops a stock step with an error,
+gives NaN.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 import torch
@@ -32,14 +35,14 @@ def simplify(graph: GraphModule, inputs: Any) -> None:
     kinds.run(*inputs)
     dirty = _written(graph)
     seen: dict[Any, Node] = {}
+    spoilt: set[Node] = set()
     for node in list(graph.graph.nodes):
         if node.op == "get_attr" and node not in dirty:
             _merge(node, seen, ("get_attr", id(getattr(graph, node.target))))
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         if node.target is aten._linalg_check_errors.default:
-            # It would stop the device to read a flag; a factorisation that fails shows as a loss that is not finite.
-            graph.graph.erase_node(node)
+            _spoil(node, dirty, kinds, spoilt)
             continue
         touched = {node, *node.all_input_nodes} & dirty
         if touched or node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags:
@@ -57,6 +60,46 @@ def _merge(node: Node, seen: dict[Any, Node], key: Any) -> None:
     if (first := seen.setdefault(key, node)) is not node:
         node.replace_all_uses_with(first)
         node.graph.erase_node(node)
+
+
+def _spoil(check: Node, dirty: set[Node], kinds: _Kinds, spoilt: set[Node]) -> None:
+    """Make a factorisation NaN where it failed, which the loss shows; the check would stop the device to read a flag.
+
+    A check of anything else, or of results that are written to, stays.
+    """
+    info = check.args[0]
+    if not isinstance(info, Node) or info.target is not operator.getitem:
+        return
+    source, place = info.args
+    if not isinstance(source, Node) or not isinstance(source.target, torch._ops.OpOverload):
+        return
+    returns = source.target._schema.returns
+    if not isinstance(place, int) or place >= len(returns) or returns[place].name != "info":
+        return
+    outputs = [user for user in source.users if user.target is operator.getitem and user in kinds.of]
+    floats = [node for node in outputs if kinds.of[node][2].is_floating_point or kinds.of[node][2].is_complex]
+    if not floats or {info, *floats} & dirty:
+        return
+    for result in floats:
+        if result in spoilt:
+            continue
+        spoilt.add(result)
+        users = list(result.users)
+        # The flag is fetched once more, as where it was it may come only after a use of the result.
+        made = _after(result, operator.getitem, source, place)
+        made = _after(made, aten.ne.Scalar, made, 0)
+        for _ in range(len(kinds.of[result][0]) - len(kinds.of[info][0])):
+            made = _after(made, aten.unsqueeze.default, made, -1)
+        made = _after(made, aten.masked_fill.Scalar, result, made, math.nan)
+        kinds.of[made] = kinds.of[result]
+        for user in users:
+            user.replace_input_with(result, made)
+    check.graph.erase_node(check)
+
+
+def _after(node: Node, target: Any, *args: Any) -> Node:
+    with node.graph.inserting_after(node):
+        return node.graph.call_function(target, args)
 
 
 def _frozen(value: Any) -> Any:

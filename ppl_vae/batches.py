@@ -113,9 +113,33 @@ class Batches:
 
     def start(self) -> None:
         """Show the rows to whatever of the prior wants to start from data, as pseudo-inputs do, and has not yet."""
-        for part in self.vae.prior.modules() if isinstance(self.vae.prior, nn.Module) else ():
-            if hasattr(part, "started") and not part.started:
-                part.start_from(self._values(self.x), self.y)  # type: ignore[operator]
+        parts = self.vae.prior.modules() if isinstance(self.vae.prior, nn.Module) else ()
+        waiting = [part for part in parts if hasattr(part, "started") and not part.started]
+        if not waiting:
+            return
+        needed = max(number if isinstance(number := getattr(p, "components", 0), int) else 0 for p in waiting)
+        x, y = self._rows(needed)
+        for part in waiting:
+            part.start_from(x, y)  # type: ignore[operator]
+
+    def _rows(self, needed: int) -> tuple[Tensor, Tensor | None]:
+        """At least so many rows, where there are as many; pixels that are not seen are the mean of those that are."""
+        batches = [(self._values(self.x), self.y, self.mask)]
+        if self.loader is not None and len(self.x) < needed:
+            # From the start, as a loader that shuffles could give rows of the first batch again.
+            batches = []
+            for batch in self.loader:
+                x, y, mask = self._unpack(batch, from_dataset=True)
+                self._check(x, y, mask)
+                batches.append((x.to(self.vae._beta), y, mask))
+                if sum(len(x) for x, *_ in batches) >= needed:
+                    break
+        xs, ys, masks = zip(*batches, strict=True)
+        x, y = torch.cat(xs), None if any(y is None for y in ys) else torch.cat(ys)
+        if all(mask is None for mask in masks):
+            return x, y
+        seen = [torch.ones_like(x, dtype=torch.bool) if m is None else m for x, m in zip(xs, masks, strict=True)]
+        return _filled(x, torch.cat([mask.to(x.device) for mask in seen])), y
 
     def shuffled(self) -> Iterator[tuple[Any, ...]]:
         """Yield the inputs of an epoch's steps: indices of all rows in random order, or what the loader gives."""
@@ -165,10 +189,20 @@ class Batches:
         if self.loader is not None:
             return ""
         sha = hashlib.sha256()
-        for tensor in (self.x, self.y, self.mask):
+        for name, tensor in (("x", self.x), ("y", self.y), ("mask", self.mask)):
             if tensor is not None:
+                # The same bytes may be other rows: of grey levels 0 … 255 and 0 … 1, or of images of another shape.
+                divisor = self.divisor if name == "x" else None
+                sha.update(repr((name, str(tensor.dtype), tuple(tensor.shape), divisor)).encode())
                 sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()
+
+
+def _filled(x: Tensor, mask: Tensor) -> Tensor:
+    """X, which is zero where it is not seen, with the mean of a pixel there; of all pixels, if it is never seen."""
+    seen, total = mask.sum(0), x.sum(0, dtype=torch.float64)
+    mean = torch.where(seen > 0, total / seen.clamp(min=1), total.sum() / seen.sum())
+    return torch.where(mask, x, mean.to(x))
 
 
 def _compact(x: Tensor) -> tuple[Tensor, int | None]:

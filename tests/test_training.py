@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import math
+import pickle
 import subprocess
 import sys
 import weakref
@@ -764,6 +765,63 @@ def test_resuming_on_other_data_or_another_model_is_refused(tmp_path: Path) -> N
         run(a_cvae(), (x[:19], y[:19]), resume=tmp_path)
     with pytest.raises(CheckpointError, match=r"expected float32 \(6, 8\), got float32 \(4, 8\)"):
         run(pv.cvae((D,), 3, 3, hidden=[8]), (x, y), resume=tmp_path)
+
+
+def test_what_was_fitted_can_be_pickled_and_fitted_again(tmp_path: Path) -> None:
+    x, vae = binary(), a_vae(encoder="LowRankGaussian")
+    run(vae, x)
+    torch.save(vae, tmp_path / "vae.pt")
+    copies = pickle.loads(pickle.dumps(vae)), torch.load(tmp_path / "vae.pt", weights_only=False), copy.deepcopy(vae)
+    for other in copies:
+        assert same(weights(other), weights(vae))
+    expected = numbers(run(vae, x))
+    for other in copies:
+        assert numbers(run(other, x)) == expected
+        assert same(weights(other), weights(vae))
+    SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x)
+
+
+def test_rows_that_are_scaled_or_shaped_otherwise_are_other_rows() -> None:
+    x = torch.arange(24.0).reshape(4, D) * 8
+    x[0, 0] = 255
+    vae = pv.vae((D,), 2, likelihood="Gaussian", hidden=[8])
+    anything = pv.VAE(vae.prior, lambda z, c: None, vae.encoder)
+    rows = [x, x / 255, x.reshape(2, 2 * D), x.reshape(4, 2, D // 2)]
+    digests = [Batches(anything, some, 4, torch.device("cpu")).digest() for some in rows]
+    assert len(set(digests)) == 4
+    assert Batches(anything, x.clone(), 2, torch.device("cpu")).digest() == digests[0]
+
+
+def with_pseudo_inputs(components: int) -> pv.VAE:
+    base = pv.vae((4,), 2, likelihood="Gaussian", hidden=[8])
+    return pv.VAE(pv.priors.Vamp(base.encoder, components), base.likelihood, base.encoder)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_pseudo_inputs_start_from_as_many_batches_as_they_need(shuffle: bool) -> None:
+    x = torch.arange(20.0).unsqueeze(-1).expand(20, 4)
+    vae = with_pseudo_inputs(11)
+    batches = Batches(vae, DataLoader(TensorDataset(x), 4, shuffle=shuffle), 4, torch.device("cpu"))
+    batches.start()
+    rows = vae.prior.pseudo_inputs[:, 0].tolist()
+    assert len(set(rows)) == 11
+    assert set(rows) <= set(range(20 if shuffle else 12))
+    assert sum(len(row[0]) for row in batches.in_order()) == 20
+    run(with_pseudo_inputs(20), DataLoader(TensorDataset(x), 4, shuffle=shuffle))
+    with pytest.raises(ConfigError, match="20 rows for 21"):
+        Batches(with_pseudo_inputs(21), DataLoader(TensorDataset(x), 4), 4, torch.device("cpu")).start()
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_pseudo_inputs_start_from_means_where_nothing_is_seen(loader: bool) -> None:
+    x = torch.tensor([[1.0, 2.0, 3.0, 9.0], [5.0, math.nan, 7.0, 9.0], [math.nan, 6.0, 8.0, 9.0]])
+    mask = ~x.isnan() & torch.tensor([True, True, True, False])
+    expected = torch.where(mask, x, torch.tensor([3.0, 4.0, 0.0, 32 / 7]))
+    train = DataLoader(TensorDataset(x, torch.zeros(3), mask), 2) if loader else (x, None, mask)
+    vae = with_pseudo_inputs(3)
+    Batches(vae, train, 3, torch.device("cpu")).start()
+    got = vae.prior.pseudo_inputs.detach()
+    torch.testing.assert_close(got[got[:, 2].argsort()], expected)
 
 
 @pytest.mark.parametrize("key", ["history", "steps", "optimizer", "best", "settings", "weights"])

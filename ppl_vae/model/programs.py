@@ -308,6 +308,9 @@ class Programs(nn.Module):
         store = pyro.get_param_store()
         for key in [key for key in store if key.startswith(f"{self.name}$$$")]:
             del store[key]
+        for parameter in self.parameters():
+            # Pyro leaves a weak reference on each, with which the model could not be pickled.
+            vars(parameter).pop("unconstrained", None)
 
     # From what users pass to tensors
 

@@ -669,6 +669,32 @@ def test_log_weights_come_in_bounded_chunks_that_add_up(monkeypatch):
     assert sizes == [(5, N), (5, N), (5, N), (2, N)]
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "numbers"),
+    [
+        ({"name": "Bernoulli"}, 1),
+        ({"name": "Gaussian"}, 1),
+        ({"name": "Gaussian", "sigma": "output"}, 2),
+        ({"name": "Categorical", "levels": 8}, 8),
+        ({"name": "DiscretizedLogisticMixture", "levels": 8, "components": 2}, 6),
+    ],
+    ids=lambda value: value.get("sigma", value["name"]) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("unconditional", [False, True])
+def test_chunks_are_as_small_as_the_raw_numbers_are_many(likelihood, numbers, unconditional, monkeypatch):
+    model, x = pv.vae(IMAGE, LATENT, likelihood=likelihood, hidden=(8,)), binary()
+    if unconditional:
+        model = VAE(model.prior, pv.Unconditional(pv.Unconditional(model.likelihood)), model.encoder)
+    raw, network = [], next(m for m in model.likelihood.modules() if hasattr(m, "out_shape"))
+    network.register_forward_hook(lambda module, given, out: raw.append(out.numel()))
+    chunk = 2 * numbers * x.numel()
+    monkeypatch.setattr("ppl_vae.model.vae._CHUNK", chunk)
+    assert [len(w) for w in model.log_weights(x, samples=5)] == [2, 2, 1]
+    draws = model.impute(x, mask=torch.rand(x.shape) < 0.5, n=5 * N, candidates=3)
+    assert draws.shape == (5 * N, *x.shape)
+    assert max(raw) == chunk
+
+
 def test_log_prob_is_the_log_mean_exp_of_its_weights():
     model, x, y = cvae().double(), binary().double(), torch.arange(N) % 3
     torch.manual_seed(0)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ..distributions import as_pyro, transport
 from ..errors import NoDensityError
-from ..parts import check_positive
+from ..parts import Unconditional, check_positive
 from .programs import NO_PRIOR, Programs
 
 __all__ = ["VAE"]
 
-# How many numbers of a decoded batch are held at a time while log-weights are computed: 16 MB in float32.
+# How many numbers of a decoded batch, raw ones included, are held at a time while log-weights are computed or pixels
+# drawn: 16 MB in float32.
 _CHUNK = 2**22
 
 
@@ -193,7 +194,7 @@ class VAE(Programs):
         check_positive(n=n, candidates=candidates)
         x = self._tensor(x)
         mask = self._mask(x, mask)
-        step = max(1, _CHUNK // (candidates * max(1, x[0].numel())))
+        step = max(1, _CHUNK // (candidates * self._numbers(x[:1])))
         y = None if y is None else torch.as_tensor(y, device=x.device)
         rows = [slice(first, first + step) for first in range(0, len(x), step)]
         # One y may stand for all rows.
@@ -205,7 +206,18 @@ class VAE(Programs):
         z, log_w = (torch.cat(chunks) for chunks in zip(*self._propose(x, y, candidates, mask), strict=True))
         chosen = dist.Categorical(logits=log_w.movedim(0, -1)).sample((n,))
         z = z.gather(0, chosen.unsqueeze(-1).expand(-1, -1, z.shape[-1]))
-        return torch.where(mask, x, self.decode(z, y).sample().to(x))
+        chunk = max(1, _CHUNK // self._numbers(x))
+        return torch.cat([torch.where(mask, x, self.decode(some, y).sample().to(x)) for some in z.split(chunk)])
+
+    def _numbers(self, x: Tensor) -> int:
+        """How many numbers one decoding of x makes: pixels, times the raw numbers of one where the likelihood says."""
+        part: Any = self.likelihood
+        while isinstance(part, Unconditional):
+            part = part.part
+        network = getattr(part, "network", None)
+        raw, pixels = getattr(network, "out_shape", None), getattr(part, "x_shape", None)
+        a_pixel = math.ceil(math.prod(raw) / math.prod(pixels)) if raw and pixels else 1
+        return max(1, x.numel()) * max(1, a_pixel)
 
     @torch.no_grad()
     def log_weights(self, x: Any, y: Any = None, samples: int = 1000) -> Iterator[Tensor]:
@@ -235,7 +247,7 @@ class VAE(Programs):
         p, q = self.prior_given(y), self.encode(self._given(x, mask), y)
         if self._is_point(q):
             raise NoDensityError("a point encoder (Delta) has no density, so it gives no importance weights")
-        chunk = max(1, _CHUNK // max(1, x.numel()))
+        chunk = max(1, _CHUNK // self._numbers(x))
         for done in range(0, samples, chunk):
             # rsample, because a flow then scores its own draw without being inverted.
             draw = q.rsample if q.has_rsample else q.sample

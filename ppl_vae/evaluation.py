@@ -21,10 +21,12 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from .devices import seed_all, seeded
-from .errors import NoClosedFormError
+from .distributions import is_point
+from .errors import NoClosedFormError, PartError
 from .model import VAE
 from .objectives import analytic_elbo, elbo_terms
 from .parts import check_positive
+from .semisupervised import SemiSupervised
 
 __all__ = ["Audit", "Evaluation", "audit", "evaluate"]
 
@@ -104,7 +106,7 @@ def evaluate(
     chunks: dict[str, list[Tensor]] = {name: [] for name in names}
     with _evaluating(vae), seeded(seed, vae._beta.device):
         # A point has no density to weigh against the prior's.
-        point = vae.prior is None or vae._is_point(vae.encode(x[:1], y if y is None or not vae.per_row(y) else y[:1]))
+        point = vae.prior is None or is_point(vae.encode(x[:1], y if y is None or not vae.per_row(y) else y[:1]))
         for i in range(0, len(x), batch_size):
             rows = x[i : i + batch_size], y if y is None or not vae.per_row(y) else y[i : i + batch_size]
             reconstruction, kl = elbo_terms(vae, *rows, samples=draws)
@@ -198,6 +200,11 @@ def audit(
         True
     """
     check_positive(particles=particles, directions=directions)
+    if isinstance(vae, SemiSupervised):
+        raise PartError(
+            "audit: expected one program for a row, got a SemiSupervised, whose loss is a sum over labels: audit "
+            "VAE(vae.prior, vae.likelihood, vae.encoder, vae.condition), which has the same parts"
+        )
     vae.check(x, y)
     vae = copy.deepcopy(vae).eval()
     with seeded(seed, vae._beta.device):

@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -166,6 +167,18 @@ class Chain(Part):
         """The shape of one x, where the first part says it."""
         return getattr(self.first, "x_shape", None)
 
+    @property
+    def sees_mask(self) -> bool:
+        """Whether the parts are encoders that are told which pixels are seen.
+
+        Raises:
+            PartError: if one of them is and the other is not, which is given the same input.
+        """
+        told = [getattr(part, "sees_mask", False) for part in (self.first, self.second)]
+        if told[0] != told[1]:
+            raise PartError("Chain: expected both encoders to be Masked, or none; or Masked around the whole chain")
+        return told[0]
+
     def forward(self, *inputs: Any) -> Any:
         """Return the joint distribution, event shape (D₁ + D₂,); the context comes last."""
         *inputs, c = inputs  # type: ignore[assignment]
@@ -186,8 +199,18 @@ class Chain(Part):
         if self._told[0] != id(self.second):
             tensors = (t for t in (*inputs, c, *self.parameters(), torch.empty(())) if t is not None)
             second = self._try(then, next(tensors).new_zeros(first.shape()))
-            self._told = id(self.second), second.event_shape.numel(), second.has_rsample, second.support
-        return distributions.Chain(first, then, *self._told[1:])
+            told = second.event_shape.numel(), second.has_rsample, second.support
+            self._told = id(self.second), distributions.is_point(second), told
+        _, point, told = self._told
+        if distributions.is_point(first) != point:
+            raise PartError(
+                "Chain: expected two parts with densities, or two that give points, got one of each: a point has no "
+                "density, so the two have none together"
+            )
+        if point:
+            second = distributions.as_pyro(then(first.v))
+            return dist.Delta(torch.cat([first.v, second.v], -1), event_dim=1)
+        return distributions.Chain(first, then, *told)
 
     @torch.no_grad()
     def _try(self, then: Callable[[Tensor], Any], z: Tensor) -> Any:

@@ -49,7 +49,10 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
         raise ConfigError("beta: it weighs the prior against the likelihood, and here the prior alone is fitted")
     part: Any = prior
     if isinstance(prior, str | Mapping):
-        shared = {key: getattr(vae.encoder, key, 0) for key in ("features", "context")}
+        sizes = [getattr(of, "features", None) for of in (vae.encoder, vae.likelihood, vae.prior)]
+        shared = {"features": next((size for size in sizes if isinstance(size, int)), None)}
+        shared["context"] = getattr(vae.condition, "context", getattr(vae.encoder, "context", 0))
+        shared = {key: value for key, value in shared.items() if value is not None}
         spec = presets.complete("prior", prior, **shared)
         part = presets.make("prior", spec, conditional=vae.condition is not None, encoder=vae.encoder)
     new = VAE(part, vae.likelihood, vae.encoder, vae.condition)
@@ -57,11 +60,15 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     frozen = {p for other in others if isinstance(other, nn.Module) for p in other.parameters() if p.requires_grad}
     if not isinstance(part, nn.Module) or all(p in frozen or not p.requires_grad for p in part.parameters()):
         raise PartError(f"prior: expected one with parameters of its own to fit, got {type(part).__name__}")
+    modes = [(module, module.training) for module in vae.modules()]
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        fit(new, train, **options)
+        # Not "auto": what is moved elsewhere would be the parts that are shared.
+        fit(new, train, **{"device": vae._beta.device} | options)
     finally:
+        for module, mode in modes:
+            module.training = mode
         for parameter in frozen:
             parameter.requires_grad_(True)
     new.beta = vae.beta

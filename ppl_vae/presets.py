@@ -420,6 +420,11 @@ def to_dict(vae: VAE) -> dict[str, Any]:
     Raises:
         PartError: if a part is not in a table: a function, a module of yours, a zuko flow made by hand.
     """
+    if type(vae) is not VAE:
+        raise PartError(
+            f"expected a VAE, which its parts and β describe, got a {type(vae).__name__}: load such a model with "
+            "load(path, into=vae)"
+        )
     config: dict[str, Any] = {}
     for kind in TABLES:
         part = getattr(vae, kind)

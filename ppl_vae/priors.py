@@ -18,7 +18,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .distributions import NormalMixture, SphericalUniform, as_pyro
+from .distributions import NormalMixture, SphericalUniform, as_pyro, is_point
 from .errors import ConfigError, PartError, ShapeError
 from .networks import Body, Network
 from .parts import Chain, Part, Unconditional, check_context, check_positive
@@ -316,7 +316,7 @@ class Vamp(Part):
             check_context(self, c, self.context)
         u = self.pseudo_inputs
         q = as_pyro(self.encoder(u, None if c is None else c.unsqueeze(-2)))
-        if isinstance(getattr(q, "base_dist", q), dist.Delta):
+        if is_point(q):
             raise PartError("Vamp: expected an encoder with a density, got one that gives a point (Delta)")
         # An encoder that ignores its input gives fewer.
         q = q.expand(torch.broadcast_shapes(q.batch_shape, (self.components,)))

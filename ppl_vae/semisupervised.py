@@ -12,17 +12,20 @@ go through one program of static shape, with the labels along a dimension of the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from .distributions import as_pyro
-from .errors import ConfigError, DataError, LabelError, PartError
+from .errors import ConfigError, DataError, LabelError, PartError, ShapeError
 from .model import VAE
+from .model.programs import check_pair, check_rows
 
 __all__ = ["SemiSupervised"]
 
@@ -32,7 +35,9 @@ class SemiSupervised(VAE):
 
     ``y`` is a whole number per row as elsewhere, and −1 where the label is missing. Everything that is asked of a model
     with its labels (``sample``, ``log_prob``, ``evaluate``, ...) is asked in the same way. A step encodes and decodes a
-    row as many times as there are labels.
+    row as many times as there are labels. ``history`` of a fit holds −ELBO(x|y) of labelled rows and −U(x) of the
+    others; rows to validate on have labels. A posterior predictive by Pyro has z and x for every label, in a dimension
+    before that of the rows. Move and cast the whole, not the ``vae`` whose parts it shares.
 
     Arguments:
         vae: class-conditional; its parts are shared, not copied.
@@ -67,6 +72,13 @@ class SemiSupervised(VAE):
             raise PartError(
                 "SemiSupervised: expected a model conditional on labels, such as cvae(...), got one without y"
             )
+        classes = getattr(vae.condition, "classes", None)
+        if getattr(vae.condition, "y_shape", ()) != () or not isinstance(classes, int | None):
+            raise PartError(
+                f"expected a condition of one whole number a row, such as OneHot, got {type(vae.condition).__name__}"
+            )
+        if None not in (classes, told := getattr(classifier, "classes", None)) and told != classes:
+            raise ShapeError(f"classifier: expected one of {classes} labels, as the condition has, got one of {told}")
         if not 0 <= alpha < math.inf:
             raise ConfigError(f"expected 0 ≤ alpha < ∞, got {alpha}")
         super().__init__(vae.prior, vae.likelihood, vae.encoder, vae.condition, beta=vae.beta)
@@ -84,17 +96,21 @@ class SemiSupervised(VAE):
         if x is None:
             return super().model(None, y, mask, total)
         x, mask = self._tensor(x), self._mask(x, mask)
-        weights, log_q, y = self._weights(x if mask is None else torch.where(mask, x, 0.0), y)
+        weights, log_q, y = self._weights(x, y, mask)
         c = self._every_context(weights)
         log_p, row = self._log_p(log_q), y.clamp(min=0)[None]
         unknown = (log_q.exp() * (log_p - log_q)).sum(0)
         known, log_q_y = (table.expand_as(log_q).gather(0, row)[0] for table in (log_p, log_q))
         with self._plate(len(x), total):
-            pyro.factor("y", torch.where(y >= 0, known, unknown))
-            pyro.factor("classifier", self.alpha * torch.where(y >= 0, log_q_y, torch.zeros_like(log_q_y)))
+            zero = torch.zeros_like(known)
+            pyro.factor("y", torch.where(y >= 0, known, zero))
+            pyro.factor("missing", torch.where(y >= 0, zero, unknown))
+            pyro.factor("classifier", self.alpha * torch.where(y >= 0, log_q_y, zero))
             with pyro.plate("labels", len(weights), dim=-2), poutine.scale(scale=weights):
                 with self._kl_weight():
-                    z = pyro.sample("z", self._prior(c), infer={"weights": weights})
+                    prior = self._prior(c)
+                    z = pyro.sample("z", prior, infer={"weights": weights})
+                check_pair(z, prior)
                 p, x = self._observed(as_pyro(self.likelihood(z, c)), x, mask)
                 return pyro.sample("x", p, obs=x, infer={"weights": weights})
 
@@ -103,8 +119,8 @@ class SemiSupervised(VAE):
         x, mask = self._tensor(x), self._mask(x, mask)
         if x is None:
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
-        weights, _, _ = self._weights(x if mask is None else torch.where(mask, x, 0.0), y)
-        q = as_pyro(self.encoder(self._given(x, mask), self._every_context(weights)))
+        weights, _, _ = self._weights(x, y, mask)
+        q = self._posterior(x, self._every_context(weights), mask)
         every = pyro.plate("labels", len(weights), dim=-2)
         with self._plate(len(x), total), every, poutine.scale(scale=weights), self._kl_weight():
             return pyro.sample("z", q, infer={"weights": weights})
@@ -122,14 +138,27 @@ class SemiSupervised(VAE):
         """Remember the labels that training has shown."""
         super().observe(y[y >= 0])
 
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """As :attr:`VAE.structure`, and the parts that are functions."""
+        return *super().structure, id(vars(self).get("classifier")), id(vars(self).get("labels")), self.alpha
+
     # The sum over y
 
-    def _weights(self, x: Tensor, y: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The weight of every label in every row, (labels, N); log q(y | x), likewise; and y (N,)."""
+    def _weights(self, x: Tensor, y: Any, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight of every label in every row, (labels, N); log q(y | x), likewise; and y (N,), −1 where missing."""
         self._register()
+        check_rows(x)
+        log_q = self.classify(self._given(x, mask, self.classifier)).logits.movedim(-1, 0)
         y = torch.full((len(x),), -1) if y is None else torch.as_tensor(y)
-        y = y.to(x.device).expand(len(x))
-        log_q = self.classify(x).logits.movedim(-1, 0)
+        if y.is_floating_point() or y.dim() > 1 or (y.dim() and len(y) not in (1, len(x))):
+            raise LabelError(
+                f"expected one whole number a row of x, −1 where it is missing, got {y.dtype} {tuple(y.shape)} for "
+                f"{len(x)} rows"
+            )
+        y = y.long().to(x.device).expand(len(x))
+        if is_validation_enabled() and not ((y >= -1) & (y < len(log_q))).all():
+            raise LabelError(f"expected labels 0 … {len(log_q) - 1}, or −1 where they are missing, got {y.tolist()}")
         known = torch.arange(len(log_q), device=x.device)[:, None] == y
         weights = torch.where(y >= 0, known.to(log_q), log_q.exp())
         # Pyro wants scales above zero; so small a weight leaves nothing of a finite number.
@@ -137,7 +166,10 @@ class SemiSupervised(VAE):
 
     def _every_context(self, weights: Tensor) -> Tensor:
         """C of every label, (labels, 1, context)."""
-        return self._context(torch.arange(len(weights))).unsqueeze(1)  # type: ignore[union-attr]
+        with warnings.catch_warnings():
+            # A label without labelled rows is asked about all the same.
+            warnings.filterwarnings("ignore", "label .* was never seen in training")
+            return self._context(torch.arange(len(weights))).unsqueeze(1)  # type: ignore[union-attr]
 
     def _log_p(self, log_q: Tensor) -> Tensor:
         """Log p(y), (labels, 1)."""

@@ -273,8 +273,8 @@ class Terms(Watch):
         self._of_guide = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] == "y" and isinstance(msg["fn"], Unit):
-            # Where labels are missing: log p(y), or −KL(q(y|x) ‖ p(y)) of one that was summed out.
+        if msg["name"] == "missing" and isinstance(msg["fn"], Unit):
+            # −KL(q(y|x) ‖ p(y)) of labels that were summed out.
             self.kl = self.kl - msg["fn"].log_factor.sum(-1).mean().detach()
         if msg["name"] not in ("x", "z"):
             return

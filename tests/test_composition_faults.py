@@ -1,14 +1,16 @@
 """Parts that do not go together: each is a typed error that says the way out, and none is trained in silence."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI
 from ppl_vae.distributions import zuko
-from ppl_vae.errors import ConfigError, DataError, PartError, PplVaeError, ShapeError
+from ppl_vae.errors import ConfigError, DataError, NoDensityError, PartError, PplVaeError, ShapeError
 
 X, Y = torch.zeros(6, 4), torch.arange(6) % 3
 flows = zuko.flows
@@ -114,3 +116,34 @@ def test_the_ways_out_work():
     assert loss(cvae(pv.Unconditional(flows.NSF(2, transforms=1, hidden_features=(8,)))), x, Y) > 0
     assert loss(cvae(flows.GMM(2, 3, components=3)), x, Y) > 0
     assert loss(cvae(pv.priors.Sphere(2), pv.encoders.PowerSpherical(2, (4,), 3)), x, Y) > 0
+
+
+def test_a_prior_with_sites_of_its_own_is_tried_out_of_sight():
+    def prior(c):
+        w = pyro.sample("w", dist.Normal(c.new_zeros(()), 1.0))
+        return dist.Normal(w.unsqueeze(-1) * c.new_ones(2), 1.0).to_event(1)
+
+    vae = cvae(prior)
+    assert set(poutine.trace(vae.model).get_trace(torch.ones(6, 4), Y).nodes) >= {"w", "z", "x"}
+
+
+def test_a_point_beside_a_density_is_refused_and_two_points_are_one():
+    parts = pv.encoders.Delta(1, (4,), 3), pv.encoders.Gaussian(1, (4,), 4)
+    with pytest.raises(PartError, match="one of each"):
+        loss(cvae(pv.priors.Gaussian(2, 3), pv.Chain(*parts)), X, Y)
+    both = pv.Chain(pv.encoders.Delta(1, (4,), 3), pv.encoders.Delta(1, (4,), 4))
+    ae = pv.VAE(None, pv.likelihoods.Bernoulli((4,), 2, 3), both, pv.OneHot(3))
+    assert loss(ae, torch.ones(6, 4), Y) > 0
+    with pytest.raises(NoDensityError):
+        ae.log_prob(torch.ones(6, 4), Y)
+
+
+def test_a_chain_hands_the_mask_on():
+    halves = pv.encoders.Gaussian(1, (2, 2, 2)), pv.encoders.Gaussian(1, (2, 2, 2), 1)
+    chain = pv.Chain(*(pv.encoders.Masked(half) for half in halves))
+    vae = pv.VAE(pv.priors.Standard(2), pv.likelihoods.Bernoulli((1, 2, 2), 2), chain)
+    x = torch.zeros(5, 1, 2, 2)
+    assert vae._given(x, x == 0).shape == (5, 2, 2, 2)
+    lopsided = pv.Chain(pv.encoders.Masked(halves[0]), pv.encoders.Gaussian(1, (1, 2, 2), 1))
+    with pytest.raises(PartError, match="both encoders to be Masked"):
+        pv.VAE(vae.prior, vae.likelihood, lopsided).guide(x, mask=x == 0)

@@ -112,3 +112,14 @@ def test_errors_say_the_way_out():
     with pytest.raises(ConfigError, match="did you mean 'GMM'"):
         pv.fit_prior(vae, x, "GMN")
     assert all(p.requires_grad for p in vae.parameters())
+
+
+def test_the_condition_says_the_width_and_modes_come_back():
+    vae = pv.cvae((4,), 2, 3, encoder={"name": "Gaussian", "context": 0})
+    vae.train()
+    x, y = torch.randint(2, (60, 4)).float(), torch.arange(60) % 3
+    new = pv.fit_prior(vae, (x, y), "Gaussian", epochs=1, progress=False)
+    assert new.prior.context == 3
+    assert all(module.training for module in vae.modules())
+    function = pv.VAE(vae.prior, vae.likelihood, lambda x, c: vae.encoder(x, c), vae.condition)
+    assert pv.fit_prior(function, (x, y), "Gaussian", epochs=1, progress=False).prior.features == 2

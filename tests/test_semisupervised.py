@@ -1,6 +1,8 @@
 """Labels that are missing are summed out: against Pyro's own enumeration, against sums by hand, and in training."""
 
+import copy
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +13,7 @@ from torch.nn.functional import one_hot
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI
-from ppl_vae.errors import ConfigError, LabelError, PartError
+from ppl_vae.errors import CheckpointError, ConfigError, DataError, LabelError, PartError, ShapeError
 
 LABELS, D, N = 3, 4, 6
 X = torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 0, 1]]).double()
@@ -148,8 +150,6 @@ def test_fit_trains_it_and_reports_the_bound():
 
 
 def test_copying_keeps_the_sum():
-    import copy
-
     ss = semisupervised()
     other = copy.deepcopy(ss)
     losses = []
@@ -176,6 +176,11 @@ def test_errors_say_the_way_out():
         pv.SemiSupervised(pv.vae((D,), 2), pv.encoders.Classifier(LABELS, (D,)))
     with pytest.raises(ConfigError, match="alpha"):
         semisupervised(alpha=-1.0)
+    with pytest.raises(ShapeError, match=r"3 labels.*one of 2"):
+        pv.SemiSupervised(pv.cvae((D,), 2, LABELS), pv.encoders.Classifier(2, (D,)))
+    several = pv.vae((D,), 2, condition=pv.conditions.OneHots((3, 2)))
+    with pytest.raises(PartError, match=r"one whole number a row.*OneHots"):
+        pv.SemiSupervised(several, pv.encoders.Classifier(LABELS, (D,)))
     ss = pv.SemiSupervised(pv.cvae((D,), 2, LABELS), pv.encoders.Gaussian(LABELS, (D,)))
     with pytest.raises(PartError, match="classifier: expected it to return a Categorical, got Independent"):
         ss.classify(X)
@@ -189,3 +194,92 @@ def test_errors_say_the_way_out():
     odd = semisupervised(labels=lambda c: dist.Categorical(torch.ones(7).double()))
     with pytest.raises(PartError, match="over 3 labels"):
         odd.model(X, MIXED)
+
+
+@pytest.mark.parametrize("bad", [MIXED + 1, MIXED - 1, MIXED.double(), MIXED[:2], MIXED[:, None]], ids=str)
+def test_labels_that_are_none_are_refused_by_the_programs(bad):
+    with pytest.raises(LabelError, match="expected"):
+        Trace_ELBO().loss(semisupervised().model, semisupervised().guide, X, bad)
+
+
+def test_any_whole_numbers_are_labels():
+    ss, losses = semisupervised(), []
+    for dtype in (torch.int8, torch.int16, torch.int64):
+        torch.manual_seed(0)
+        losses.append(Trace_ELBO().loss(ss.model, ss.guide, X, MIXED.to(dtype)))
+    assert len(set(losses)) == 1
+
+
+def test_rows_that_are_none_are_refused():
+    ss = semisupervised()
+    with pytest.raises(DataError, match="at least one row"):
+        ss.guide(X[:0])
+    with pytest.raises(ShapeError, match="got a number"):
+        ss.guide(X[0, 0])
+
+
+def test_parts_that_do_not_go_together_are_refused_as_by_a_vae():
+    sphere = pv.cvae((D,), 2, LABELS, encoder="PowerSpherical").double()
+    classifier = pv.encoders.Classifier(LABELS, (D,)).double()
+    with pytest.raises(PartError, match="sphere"):
+        pv.SemiSupervised(sphere, classifier).guide(X, MIXED)
+    away = pv.cvae((D,), 2, LABELS, prior="Sphere").double()
+    ss = pv.SemiSupervised(away, classifier)
+    with pytest.raises(PartError, match="support of the prior"):
+        Trace_ELBO().loss(ss.model, ss.guide, X, MIXED)
+    open_ended = pv.VAE(None, away.likelihood, away.encoder, away.condition)
+    with pytest.raises(PartError, match="prior=None"):
+        pv.SemiSupervised(open_ended, classifier).guide(X, MIXED)
+
+
+def test_bounds_that_are_not_linear_are_refused():
+    ss = semisupervised()
+    for objective in (pv.objectives.IWAE(3, max_plate_nesting=2), pv.objectives.DReG(3, max_plate_nesting=2)):
+        with pytest.raises(PartError, match=r"missing labels.*Trace_ELBO"), pyro.validation_enabled(False):
+            objective.loss(ss.model, ss.guide, X, MIXED)
+
+
+def test_history_of_labelled_rows_is_that_of_validation():
+    ss = semisupervised()
+    rows = X.repeat(30, 1), MIXED.abs().repeat(30)
+    row = pv.fit(ss, rows, valid=rows, epochs=1, batch_size=20, lr=1e-9, progress=False)[0]
+    # Two noisy estimates of one number; log 3, what p(y) would add, is 1.1.
+    assert row["neg_elbo"] == pytest.approx(row["valid_neg_elbo"], abs=0.35)
+    before = copy.deepcopy(ss.state_dict())
+    with pytest.raises(LabelError, match="0 … 2"):
+        pv.fit(ss, rows, valid=(X, MIXED), epochs=1, progress=False)
+    assert all(torch.equal(value, before[key]) for key, value in ss.state_dict().items())
+
+
+def test_a_classifier_can_be_told_what_is_seen():
+    vae = pv.cvae((1, 2, 2), 2, LABELS)
+    part = pv.encoders.Classifier(LABELS, (2, 2, 2), hidden=(5,))
+    ss = pv.SemiSupervised(vae, pv.encoders.Masked(part))
+    x = torch.zeros(4, 1, 2, 2)
+    mask = torch.tensor([True, False, True, True]).reshape(1, 2, 2).expand(4, 1, 2, 2)
+    inputs = []
+    part.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    ss.guide(x, mask=mask)
+    assert torch.equal(inputs[0][:, 1:], mask.float())
+
+
+def test_saved_without_a_name_and_audited_by_its_parts(tmp_path):
+    ss = semisupervised()
+    with pytest.raises(PartError, match=r"SemiSupervised.*into=vae"):
+        pv.presets.to_dict(ss)
+    with pytest.raises(PartError, match=r"audit.*VAE\(vae.prior"):
+        pv.audit(ss, X, MIXED.abs())
+    pv.save(ss, tmp_path / "ss")
+    other = semisupervised()
+    pv.load(tmp_path / "ss", into=other)
+    torch.testing.assert_close(other.classify(X).logits, ss.classify(X).logits)
+    with pytest.raises(CheckpointError, match="into="):
+        pv.load(tmp_path / "ss")
+
+
+def test_a_label_that_no_row_has_is_asked_about_in_silence():
+    vae = pv.cvae((D,), 2, LABELS)
+    ss = pv.SemiSupervised(vae, pv.encoders.Classifier(LABELS, (D,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pv.fit(ss, (X, torch.tensor([0, 1, -1, -1, 0, 1])), epochs=1, progress=False)

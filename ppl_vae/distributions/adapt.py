@@ -25,7 +25,7 @@ from torch.distributions import Distribution, constraints
 
 from ..errors import NoClosedFormError, PartError
 
-__all__ = ["as_pyro", "inside", "transport", "zuko"]
+__all__ = ["as_pyro", "inside", "is_point", "transport", "zuko"]
 
 
 def _import_zuko() -> Any:
@@ -169,6 +169,16 @@ def transport(z: Tensor, source: Any, target: Any) -> Tensor:
         f"expected two diagonal Gaussians or two flows to carry z between, got {type(source).__name__} and "
         f"{type(target).__name__}: keep z as it is instead"
     )
+
+
+def is_point(d: Any) -> bool:
+    """Return whether a distribution is a point, whose "density" is one by convention and no density.
+
+    Example:
+        >>> is_point(dist.Delta(torch.zeros(2), event_dim=1)), is_point(dist.Normal(0.0, 1.0))
+        (True, False)
+    """
+    return isinstance(getattr(d, "base_dist", d), dist.Delta)
 
 
 def inside(support: Any) -> Any:

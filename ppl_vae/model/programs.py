@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from ..data import check_finite
 from ..devices import cuda_devices
-from ..distributions import as_pyro, inside
+from ..distributions import as_pyro, inside, is_point
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
 
-__all__ = ["NO_PRIOR", "Programs"]
+__all__ = ["NO_PRIOR", "Programs", "check_pair", "check_rows"]
 
 _KINDS = ("prior", "likelihood", "encoder")
 _count = itertools.count()
@@ -169,7 +169,7 @@ class Programs(nn.Module):
             with self._kl_weight():
                 prior = self._prior(c)
                 z = pyro.sample("z", prior)
-            _check_pair(z, prior)
+            check_pair(z, prior)
             p, x = self._observed(as_pyro(self.likelihood(z, c)), x, mask)
             return pyro.sample("x", p, obs=x)
 
@@ -183,17 +183,7 @@ class Programs(nn.Module):
         if x is None:
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
         c, size = self._programs_context(x, y)
-        q = as_pyro(self.encoder(self._given(x, mask), c))
-        if self.prior is None and not self._is_point(q):
-            raise PartError(
-                f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
-                "hold back: give the model a prior"
-            )
-        if is_validation_enabled() and q.support is sphere and self._prior(c).support is not sphere:
-            raise PartError(
-                f"encoder: {type(q).__name__} draws points on a sphere, where a prior over all of space has no mass: "
-                "take priors.Sphere"
-            )
+        q = self._posterior(x, c, mask)
         with self._plate(size, total), self._kl_weight():
             return pyro.sample("z", q)
 
@@ -207,10 +197,7 @@ class Programs(nn.Module):
             raise ShapeError(f"the programs take one batch dimension, got y with {tuple(c.shape[:-1])}")
         if x is None:
             return c, 1 if c is None else len(c)
-        if x.dim() == 0:
-            raise ShapeError("x: expected (N, *x_shape), got a number")
-        if not len(x):
-            raise DataError("expected at least one row of data, got none")
+        check_rows(x)
         if c is not None and len(c) != len(x):
             if len(c) != 1:
                 raise LabelError(f"expected one y a row of x, got {len(c)} for {len(x)} rows")
@@ -228,18 +215,28 @@ class Programs(nn.Module):
         stack.enter_context(pyro.plate("data", size))
         return stack
 
-    def _given(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """What the encoder is given: zeros for what is unseen, and the mask beside it if the encoder wants to know."""
+    def _posterior(self, x: Tensor, c: Tensor | None, mask: Tensor | None) -> Any:
+        """Return q(z | x, y), once it goes with the prior."""
+        q = as_pyro(self.encoder(self._given(x, mask), c))
+        if self.prior is None and not is_point(q):
+            raise PartError(
+                f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
+                "hold back: give the model a prior"
+            )
+        if is_validation_enabled() and q.support is sphere and self._prior(c).support is not sphere:
+            raise PartError(
+                f"encoder: {type(q).__name__} draws points on a sphere, where a prior over all of space has no mass: "
+                "take priors.Sphere"
+            )
+        return q
+
+    def _given(self, x: Tensor, mask: Tensor | None, part: Any = None) -> Tensor:
+        """What an encoder is given: zeros for what is unseen, and the mask beside it if the encoder wants to know."""
         if mask is None:
             return x
+        part = self.encoder if part is None else part
         x = _seen(x, mask)
-        if not getattr(self.encoder, "sees_mask", False):
-            return x
-        return torch.cat([x, mask.to(x)], -len(self.encoder.x_shape))  # type: ignore
-
-    @staticmethod
-    def _is_point(q: Any) -> bool:
-        return isinstance(getattr(q, "base_dist", q), dist.Delta)
+        return torch.cat([x, mask.to(x)], -len(part.x_shape)) if getattr(part, "sees_mask", False) else x
 
     @staticmethod
     def _observed(p: Any, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor | None]:
@@ -266,7 +263,7 @@ class Programs(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         super().eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng(cuda_devices(c.device)):
+            with poutine.block(), torch.no_grad(), torch.random.fork_rng(cuda_devices(c.device)):
                 p = as_pyro(self.prior(c))
                 p.log_prob(c.new_zeros(p.shape()))
         except ValueError:
@@ -377,7 +374,15 @@ class Programs(nn.Module):
             check_finite(y, "y")
 
 
-def _check_pair(z: Tensor, prior: Any) -> None:
+def check_rows(x: Tensor) -> None:
+    """Raise unless x has rows."""
+    if x.dim() == 0:
+        raise ShapeError("x: expected (N, *x_shape), got a number")
+    if not len(x):
+        raise DataError("expected at least one row of data, got none")
+
+
+def check_pair(z: Tensor, prior: Any) -> None:
     """Raise unless z, where the guide has drawn it, is something that the prior could have drawn."""
     if z.shape[-1:] != prior.event_shape:
         raise ShapeError(

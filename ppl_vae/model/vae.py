@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..distributions import as_pyro, transport
+from ..distributions import as_pyro, is_point, transport
 from ..errors import NoDensityError
 from ..parts import Unconditional, check_positive
 from .programs import NO_PRIOR, Programs
@@ -194,11 +194,16 @@ class VAE(Programs):
         check_positive(n=n, candidates=candidates)
         x = self._tensor(x)
         mask = self._mask(x, mask)
-        step = max(1, _CHUNK // (candidates * self._numbers(x[:1])))
         y = None if y is None else torch.as_tensor(y, device=x.device)
+        if y is not None and self.per_row(y) and len(y) == 1:
+            y = y.expand(len(x), *y.shape[1:])
+        if mask.any():
+            # One pixel that is seen stands for those that are not.
+            self.check(torch.where(mask, x, x[mask][0]), y)
+        step = max(1, _CHUNK // (candidates * self._numbers(x[:1])))
         rows = [slice(first, first + step) for first in range(0, len(x), step)]
         # One y may stand for all rows.
-        every = y is None or not self.per_row(y) or len(y) != len(x)
+        every = y is None or not self.per_row(y)
         drawn = [self._impute(x[some], y if every else y[some], mask[some], n, candidates) for some in rows]
         return torch.cat(drawn, 1)
 
@@ -245,7 +250,7 @@ class VAE(Programs):
         """Yield z ~ q(z | x, y) and their log-weights, in chunks (k, N, latent) and (k, N)."""
         x = self._tensor(x)
         p, q = self.prior_given(y), self.encode(self._given(x, mask), y)
-        if self._is_point(q):
+        if is_point(q):
             raise NoDensityError("a point encoder (Delta) has no density, so it gives no importance weights")
         chunk = max(1, _CHUNK // self._numbers(x))
         for done in range(0, samples, chunk):

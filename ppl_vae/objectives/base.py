@@ -44,7 +44,8 @@ def common_scale(model_trace: Any) -> Any:
     scales = {name: site["scale"] for name, site in sites(model_trace, observed=True)}
     first = next(iter(scales.values()), 1.0)
     if not all(_same(scale, first) for scale in scales.values()):
-        found = ", ".join(f"{name!r}: {scale}" for name, scale in scales.items())
+        shown = {k: f"a tensor {tuple(v.shape)}" if isinstance(v, Tensor) and v.dim() else v for k, v in scales.items()}
+        found = ", ".join(f"{name!r}: {scale}" for name, scale in shown.items())
         raise PartError(
             f"expected one scale for all observed sites, which multiplies the loss from outside, got {found}: weigh "
             "them equally, or use Trace_ELBO(), which is linear in every site"
@@ -90,6 +91,11 @@ class Objective(ELBO):
         if is_validation_enabled():
             util.check_if_enumerated(traces[1])
         for name, site in sites(traces[1], observed=False):
+            if "weights" in site["infer"]:
+                raise PartError(
+                    f"{type(self).__name__}: expected a program of one z a row, got one that sums missing labels out, "
+                    "whose bound is linear in every label: use Trace_ELBO() or Analytic()"
+                )
             if torch.is_grad_enabled() and not getattr(site["fn"], "has_rsample", False):
                 raise PartError(
                     f"{type(self).__name__}: expected a guide that is reparameterised (has_rsample), got "

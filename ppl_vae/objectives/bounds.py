@@ -16,13 +16,13 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer.util import get_dependent_plate_dims
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..distributions import is_point
 from ..errors import ConfigError, PartError
 from ..parts import check_positive
 from .base import Objective, common_scale, only_latent, sites, tempered
@@ -204,7 +204,7 @@ class DReG(IWAE):
         with _AtDraws() as at:
             model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         name, site = only_latent(guide_trace, self)
-        if self.num_particles > 1 and isinstance(getattr(site["fn"], "base_dist", site["fn"]), Delta):
+        if self.num_particles > 1 and is_point(site["fn"]):
             raise PartError(
                 f"{type(self).__name__}: expected draws that have a density, got a point (Delta) at site {name!r}: use "
                 "IWAE(k), or Trace_ELBO(), as the k draws are one"

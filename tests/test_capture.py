@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI, CaptureWarning
+from ppl_vae.capture.guard import Terms
 from ppl_vae.errors import CaptureError, ConfigError, NonFiniteError
 
 Adam = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -677,3 +678,29 @@ def test_a_factorisation_that_fails_in_a_replay_is_not_finite(factor: Callable[[
     assert worst_difference([stock.step(torch.tensor(0.5)) for _ in range(8)], got) <= 1e-6
     with pytest.raises(torch.linalg.LinAlgError):
         stock.step(bad)
+
+
+def test_terms_that_all_but_cancel_are_rounded_as_terms() -> None:
+    # Densities of thousands of nats whose sum is about one: what is left of it is the rounding of the terms.
+    x = torch.linspace(-1, 1, 4000)
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            # The entropy of the density is chosen to be near zero.
+            pyro.sample("x", dist.Laplace(0.01 * z, 0.26), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.1))
+        pyro.sample("z", dist.Normal(loc, 0.5))
+
+    svi = CapturedSVI(model, guide, Adam, Trace_ELBO(), backend="graph", check_every=1)
+    for _ in range(50):
+        svi.step(x)
+    with Terms() as terms:
+        Trace_ELBO().loss(model, guide, x)
+    # By hand: the log-densities of the program at one draw, all of them positive numbers.
+    trace = pyro.poutine.trace(model).get_trace(x)
+    trace.compute_log_prob()
+    rows = trace.nodes["x"]["log_prob"].abs().sum().item()
+    assert terms.size == pytest.approx(rows, rel=0.05)

@@ -14,11 +14,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..errors import CaptureError
 
-__all__ = ["LastSite", "compare", "first_bad_site", "first_line", "size", "unconstrained"]
+__all__ = ["LastSite", "Terms", "compare", "first_bad_site", "first_line", "size_of", "unconstrained"]
 
 # How far a replay may be from the stock step, relative to the loss and to the norm of the gradient. A compiler reorders
 # sums; where the gradient jumps, at a knot of a spline say, the rounding of one row decides on which side it falls.
@@ -28,12 +29,19 @@ Outcome = tuple[Tensor, Mapping[str, Tensor]]
 
 
 def compare(
-    got: Outcome, expected: Outcome, compiled: bool, before: Mapping[str, Any], now: Mapping[str, Any], step: int
+    got: Outcome,
+    expected: Outcome,
+    size: float,
+    compiled: bool,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    step: int,
 ) -> None:
     """Raise unless a replay is the stock step to rounding.
 
     Arguments:
         got, expected: loss and gradients by name, of the replay and of the stock step.
+        size: of the terms that the loss is a sum of, which may all but cancel.
         compiled: whether sums may be reordered.
         before, now: the numbers that the program can reach, at the recording and now.
         step: for the message.
@@ -45,7 +53,7 @@ def compare(
     loss, stock = got[0].item(), expected[0].item()
     if not (math.isfinite(loss) or math.isfinite(stock)):
         return
-    of_loss = abs(loss - stock) / max(1.0, abs(stock))
+    of_loss = abs(loss - stock) / max(1.0, abs(stock), size)
     square = math.inf
     if got[1].keys() == expected[1].keys():
         square = sum((got[1][n] - g).double().square().sum().item() for n, g in expected[1].items())
@@ -67,7 +75,7 @@ def compare(
     )
 
 
-def size(gradients: Iterable[Tensor]) -> Tensor:
+def size_of(gradients: Iterable[Tensor]) -> Tensor:
     """Return one number to look at: NaN or infinite if a gradient has that in it, and seldom where none has."""
     gradients = list(gradients)
     if any(g.is_cuda for g in gradients):
@@ -96,6 +104,20 @@ def first_bad_site(model: Any, guide: Any, args: Any, kwargs: Any) -> str | None
                 if not (site["value"].isfinite().all() and site["fn"].log_prob(site["value"]).isfinite().all()):
                     return f"site {name!r} of the {program}"
     return None
+
+
+class Terms(Messenger):
+    """Adds up how large the terms of a loss are, log-densities of either sign: their rounding is that of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0.0
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or not hasattr(msg["fn"], "log_prob"):
+            return
+        # Not under no_grad: a transform that remembers its inverse would then hand the loss one without a gradient.
+        self.size += (msg["fn"].log_prob(msg["value"]).detach().abs() * msg["scale"]).sum().item()
 
 
 class LastSite(Messenger):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from .guard import size
+from .guard import size_of
 from .optimiser import Together
 from .recording import Generators
 
@@ -99,7 +99,7 @@ class StaticStep:
     @torch.no_grad()
     def _step(self) -> None:
         self.loss, gradients = self.replay(self.inputs)
-        finite = (self.loss + size(gradients.values())).isfinite()
+        finite = (self.loss + size_of(gradients.values())).isfinite()
         self.flag.copy_(torch.maximum(self.flag, (~finite).to(self.flag)))
         counts = self.flag == 0
         self.optim.optimizer.found_inf = self.flag

@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from ..devices import cuda_devices
 from ..errors import ConfigError, NonFiniteError, PplVaeError
-from .guard import LastSite, compare, first_bad_site, first_line, size, unconstrained
+from .guard import LastSite, Terms, compare, first_bad_site, first_line, size_of, unconstrained
 from .optimiser import Together
 from .program import SCALARS, Program
 from .recording import Generators, record
@@ -154,15 +154,17 @@ class CapturedSVI(SVI):
             self._look_at_flag()
             self._late.clear()
             state = Generators(before.devices, self._program.buffers)
-            expected = self._stock(args, kwargs, before)
+            with Terms() as terms:
+                expected = self._stock(args, kwargs, before)
+            size = self.weight * terms.size / self.elbo.num_particles
             now = self._program.numbers()
             if replay.compiled:
                 # That the graph is the program shows before a compiler has reordered its sums.
                 state.restore()
-                compare(replay.as_recorded(tensors), expected, False, replay.numbers, now, self.steps)
+                compare(replay.as_recorded(tensors), expected, size, False, replay.numbers, now, self.steps)
             state.restore()
             loss, gradients = replay(tensors)
-            compare((loss, gradients), expected, replay.compiled, replay.numbers, now, self.steps)
+            compare((loss, gradients), expected, size, replay.compiled, replay.numbers, now, self.steps)
             self.watched = replay.watched
         elif self.backend == "cudagraph":
             return self._static_step(replay, tensors, before, (args, kwargs))
@@ -170,7 +172,7 @@ class CapturedSVI(SVI):
             loss, gradients = replay(tensors)
             self.watched = replay.watched
         value = loss.item()
-        if not math.isfinite(value + size(gradients.values()).item()):
+        if not math.isfinite(value + size_of(gradients.values()).item()):
             self._refuse_non_finite(value, gradients, before, (args, kwargs))
         leaves = self.optim.leaves
         for name, gradient in gradients.items():

@@ -25,7 +25,7 @@ from torch import Tensor
 from .distributions import as_pyro
 from .errors import ConfigError, DataError, LabelError, PartError, ShapeError
 from .model import VAE
-from .model.programs import check_pair, check_rows
+from .model.checks import check_pair, check_rows
 
 __all__ = ["SemiSupervised"]
 

@@ -74,12 +74,9 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 TABLES: dict[str, list[str]] = {
-    "prior": [*presets.PRIORS, *(["Chain"] if "Chain" not in presets.PRIORS else [])],
+    "prior": list(presets.PRIORS),
     "likelihood": list(presets.LIKELIHOODS),
-    "encoder": [
-        *(name for name in presets.ENCODERS if name != "Classifier"),
-        *(["Chain"] if "Chain" not in presets.ENCODERS else []),
-    ],
+    "encoder": list(presets.ENCODERS),
     "objective": list(presets.OBJECTIVES),
 }
 REAL, UNIT, LEVELS = ("Gaussian", "Laplace", "StudentT"), ("ContinuousBernoulli", "Beta"), ("Bernoulli",)

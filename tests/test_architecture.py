@@ -80,8 +80,8 @@ def noun(name):
 def test_the_reader_of_imports_reads():
     # A test of absence proves nothing if it cannot see presence.
     assert {"parts", "errors", "data"} <= {noun(n) for n in GRAPH["likelihoods.base"]}
-    assert "model" in GRAPH["presets"]
-    assert {"priors", "likelihoods", "encoders"} <= GRAPH["presets"]
+    assert "model" in GRAPH["presets.systems"]
+    assert {"priors", "likelihoods", "encoders"} <= {noun(name) for name in GRAPH["presets.tables"]}
 
 
 def test_every_file_has_a_floor():

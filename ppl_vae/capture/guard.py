@@ -17,9 +17,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..errors import CaptureError
+from ..errors import CaptureError, NonFiniteError
 
-__all__ = ["LastSite", "Terms", "compare", "first_bad_site", "first_line", "size_of", "unconstrained"]
+__all__ = ["LastSite", "Terms", "compare", "first_bad_site", "first_line", "not_finite", "size_of", "unconstrained"]
 
 # How far a replay may be from the stock step, relative to the loss and to the norm of the gradient. A compiler reorders
 # sums; where the gradient jumps, at a knot of a spline say, the rounding of one row decides on which side it falls.
@@ -82,6 +82,14 @@ def size_of(gradients: Iterable[Tensor]) -> Tensor:
         return torch.nn.utils.get_total_norm(gradients)
     # On a CPU a norm of many tensors is many small operations; sums in a compiled graph are slower yet.
     return torch.stack([torch.dot(flat, flat) for flat in (g.reshape(-1) for g in gradients)]).sum()
+
+
+def not_finite(step: int, loss: float, where: str) -> NonFiniteError:
+    """Return the error of a step whose loss or gradient is not finite, first of all there."""
+    return NonFiniteError(
+        f"step {step}: loss {loss:g}; not finite first in {where}. The parameters are those of the step before. Look "
+        "at the range of the data, lower lr, or set clip="
+    )
 
 
 @torch.no_grad()

@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..devices import cuda_devices
-from ..errors import ConfigError, NonFiniteError, PplVaeError
-from .guard import LastSite, Terms, compare, first_bad_site, first_line, size_of, unconstrained
+from ..errors import ConfigError, PplVaeError
+from .guard import LastSite, Terms, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
 from .optimiser import Together
 from .program import SCALARS, Program
 from .recording import Generators, record
@@ -220,7 +220,7 @@ class CapturedSVI(SVI):
         before, (args, kwargs) = self._late[bad]
         before.restore()
         where = self._first_bad_site(args, kwargs) or "a gradient"
-        raise NonFiniteError(self._non_finite(math.nan, where, bad))
+        raise not_finite(bad, math.nan, where)
 
     def _stock(self, args: Any, kwargs: Any, before: Generators) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and the gradients as Pyro computes them, validation and all."""
@@ -237,7 +237,7 @@ class CapturedSVI(SVI):
             before.restore()
             if (where := self._first_bad_site(args, kwargs)) is None:
                 raise
-            raise NonFiniteError(self._non_finite(math.nan, where)) from error
+            raise not_finite(self.steps, math.nan, where) from error
         self.watched = watch.values()
         self._leaves = unconstrained(params.trace)
         self.optim.meet(self._leaves)
@@ -388,13 +388,7 @@ class CapturedSVI(SVI):
             return
         before.restore()
         names = ", ".join(name.rpartition("$$$")[2] for name in bad)
-        raise NonFiniteError(self._non_finite(loss, self._first_bad_site(*call) or f"the gradient of {names}"))
-
-    def _non_finite(self, loss: float, where: str, step: int | None = None) -> str:
-        return (
-            f"step {step or self.steps}: loss {loss:g}; not finite first in {where}. The parameters are those of the "
-            "step before. Look at the range of the data, lower lr, or set clip="
-        )
+        raise not_finite(self.steps, loss, self._first_bad_site(*call) or f"the gradient of {names}")
 
     def _first_bad_site(self, args: Any, kwargs: Any) -> str | None:
         with self._mixed():

@@ -27,8 +27,9 @@ from ..data import check_finite
 from ..devices import cuda_devices
 from ..distributions import as_pyro, inside, is_point
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
+from .checks import check_pair, check_rows
 
-__all__ = ["NO_PRIOR", "Programs", "check_pair", "check_rows"]
+__all__ = ["NO_PRIOR", "Programs"]
 
 _KINDS = ("prior", "likelihood", "encoder")
 _count = itertools.count()
@@ -372,30 +373,6 @@ class Programs(nn.Module):
             check(y)
         elif y.is_floating_point():
             check_finite(y, "y")
-
-
-def check_rows(x: Tensor) -> None:
-    """Raise unless x has rows."""
-    if x.dim() == 0:
-        raise ShapeError("x: expected (N, *x_shape), got a number")
-    if not len(x):
-        raise DataError("expected at least one row of data, got none")
-
-
-def check_pair(z: Tensor, prior: Any) -> None:
-    """Raise unless z, where the guide has drawn it, is something that the prior could have drawn."""
-    if z.shape[-1:] != prior.event_shape:
-        raise ShapeError(
-            f"prior: expected a distribution over the latent ({z.shape[-1]},) that the encoder draws, got one over "
-            f"{tuple(prior.event_shape)}: give both the same number of features, and end the prior in .to_event(1)"
-        )
-    # A z that is not finite has an error of its own, which names the step.
-    if is_validation_enabled() and bool(z.isfinite().all()) and not prior.support.check(z).all():
-        name = type(getattr(prior, "base_dist", prior)).__name__
-        raise PartError(
-            f"prior: the encoder draws z outside the support of the prior ({name}), where log p(z|y) is −∞: take an "
-            "encoder with that support (Sphere goes with PowerSpherical), or a prior over all of z"
-        )
 
 
 def _seen(x: Tensor, mask: Tensor, fill: Any = 0.0) -> Tensor:

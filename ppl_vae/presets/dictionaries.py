@@ -1,15 +1,13 @@
-r"""Names: ``ae``, ``vae``, ``cvae``, and plain dict ↔ model.
+r"""Plain dict ↔ model.
 
 .. math:: \{\texttt{"prior"}: \{\texttt{"name"}: \ldots\}, \ldots\}
     \;\leftrightarrow\; p(z \mid y)\, p(x \mid z, y),\ q(z \mid x, y)
 
-This is the only place that knows parts by strings: the command line, ``config.yaml`` and saved models read its tables.
 A dictionary can name what is in a table and nothing else, so reading one runs no code but the parts' own.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -20,232 +18,13 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from . import conditions, encoders, likelihoods, networks, objectives, priors
-from .distributions import zuko
-from .errors import ConfigError, PartError
-from .model import VAE
-from .parts import Chain, Unconditional
+from .. import encoders, priors
+from ..errors import ConfigError, PartError
+from ..model import VAE
+from ..parts import Chain, Unconditional
+from .tables import FLOWS, HANDED_ON, NETWORKS, TABLES, lookup, nearest
 
-__all__ = [
-    "CONDITIONS",
-    "ENCODERS",
-    "FLOWS",
-    "LIKELIHOODS",
-    "NETWORKS",
-    "OBJECTIVES",
-    "PRIORS",
-    "TABLES",
-    "ae",
-    "build",
-    "complete",
-    "cvae",
-    "lookup",
-    "make",
-    "nearest",
-    "to_dict",
-    "vae",
-]
-
-PRIORS: dict[str, type] = {
-    "Standard": priors.Standard,
-    "Gaussian": priors.Gaussian,
-    "Fixed": priors.Fixed,
-    "Mixture": priors.Mixture,
-    "Vamp": priors.Vamp,
-    "Sphere": priors.Sphere,
-    "Chain": Chain,
-    **{name: getattr(zuko.flows, name) for name in ("MAF", "NSF", "NICE", "BPF", "GMM", "CNF")},
-}
-LIKELIHOODS: dict[str, type] = {
-    "Bernoulli": likelihoods.Bernoulli,
-    "Binomial": likelihoods.Binomial,
-    "Gaussian": likelihoods.Gaussian,
-    "Laplace": likelihoods.Laplace,
-    "StudentT": likelihoods.StudentT,
-    "ContinuousBernoulli": likelihoods.ContinuousBernoulli,
-    "Beta": likelihoods.Beta,
-    "DiscretizedLogistic": likelihoods.DiscretizedLogistic,
-    "DiscretizedLogisticMixture": likelihoods.DiscretizedLogisticMixture,
-    "Categorical": likelihoods.Categorical,
-    "Poisson": likelihoods.Poisson,
-    "NegativeBinomial": likelihoods.NegativeBinomial,
-}
-ENCODERS: dict[str, type] = {
-    "Gaussian": encoders.Gaussian,
-    "FullGaussian": encoders.FullGaussian,
-    "LowRankGaussian": encoders.LowRankGaussian,
-    "Mixture": encoders.Mixture,
-    "Flow": encoders.Flow,
-    "PowerSpherical": encoders.PowerSpherical,
-    "Delta": encoders.Delta,
-    "Chain": Chain,
-}
-# What the encoder Flow turns round; a GMM transforms no noise.
-FLOWS: dict[str, type] = {name: PRIORS[name] for name in ("MAF", "NSF", "NICE", "BPF", "CNF")}
-CONDITIONS: dict[str, type] = {
-    "OneHot": conditions.OneHot,
-    "OneHots": conditions.OneHots,
-    "Continuous": conditions.Continuous,
-    "Image": conditions.Image,
-}
-NETWORKS: dict[str, type] = {
-    "MLP": networks.MLP,
-    "GatedMLP": networks.GatedMLP,
-    "FiLM": networks.FiLM,
-    "Conv": networks.Conv,
-    "ResNet": networks.ResNet,
-}
-OBJECTIVES: dict[str, type] = {
-    "trace": objectives.Trace_ELBO,
-    "analytic": objectives.Analytic,
-    "iwae": objectives.IWAE,
-    "renyi": objectives.Renyi,
-    "stl": objectives.STL,
-    "dreg": objectives.DReG,
-    "freebits": objectives.FreeBits,
-    "capacity": objectives.Capacity,
-}
-
-# What zuko's flows hand the options on to that they do not know themselves.
-_HANDED_ON: dict[type, tuple[Callable[..., Any], ...]] = {
-    zuko.flows.MAF: (zuko.flows.MaskedAutoregressiveTransform, zuko.nn.MaskedMLP),
-    zuko.flows.NICE: (zuko.flows.GeneralCouplingTransform, zuko.nn.MLP),
-    zuko.flows.GMM: (zuko.nn.MLP,),
-    zuko.flows.CNF: (zuko.flows.FFJTransform, zuko.nn.MLP),
-}
-
-TABLES = {"prior": PRIORS, "likelihood": LIKELIHOODS, "encoder": ENCODERS, "condition": CONDITIONS}
-
-Spec = str | Mapping[str, Any] | Callable[..., Any]
-
-
-def nearest(name: object, known: Sequence[str], what: str) -> str:
-    """Return a sentence for an error: what was expected, what came, and the nearest known name."""
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(name).lower(), list(lower), 1, 0.4)
-    hint = f"; did you mean {lower[close[0]]!r}?" if close else ""
-    return f"{what}: expected one of {', '.join(sorted(known))}, got {name!r}{hint}"
-
-
-def lookup(table: Mapping[str, Any], name: object, what: str) -> Any:
-    """Return ``table[name]``, or raise a ConfigError that names the nearest."""
-    if not isinstance(name, str) or name not in table:
-        raise ConfigError(nearest(name, list(table), what))
-    return table[name]
-
-
-# The three systems
-
-
-def ae(
-    x_shape: Sequence[int],
-    features: int,
-    *,
-    likelihood: Spec | None = None,
-    encoder: Spec = "Delta",
-    **rest: Any,
-) -> VAE:
-    r"""Make an autoencoder: z = f(x), no prior, :math:`-\log p(x \mid z)` for a loss.
-
-    Arguments:
-        x_shape: the shape of one x.
-        features: the number of latent features.
-        likelihood: None for the summed squared error ‖x − x̂‖², as a Gaussian with σ² = ½ (plus (D/2) log π).
-        encoder: a point.
-        rest: as :func:`vae`.
-
-    Example:
-        >>> ae((64,), 2).reconstruct(torch.rand(5, 64)).shape
-        torch.Size([5, 64])
-    """
-    if likelihood is None:
-        likelihood = {"name": "Gaussian", "sigma": 0.5**0.5}
-    return vae(x_shape, features, prior=None, likelihood=likelihood, encoder=encoder, **rest)
-
-
-def vae(
-    x_shape: Sequence[int],
-    features: int,
-    *,
-    prior: Spec | None = "Standard",
-    likelihood: Spec = "Bernoulli",
-    encoder: Spec = "Gaussian",
-    condition: Spec | None = None,
-    context: int | None = None,
-    hidden: Sequence[int] | None = None,
-    network: Any = None,
-    range: tuple[float, float] = (0.0, 1.0),
-    levels: int | None = None,
-    beta: float = 1.0,
-) -> VAE:
-    """Make a VAE, p(z) p(x|z) with q(z|x).
-
-    Arguments:
-        x_shape: the shape of one x.
-        features: the number of latent features.
-        prior, likelihood, encoder, condition: each a name from the tables, a dict ``{"name": ..., option: ...}``, or a
-            part of your own, which is used as it is. A Vamp has the model's encoder. The two parts of
-            ``{"name": "Chain", "first": ..., "second": ...}`` share the features, by halves unless one says its own.
-        context: the number of context features that the condition makes, where it is one that does not say.
-        hidden, network: for the likelihood and the encoder, as :class:`~ppl_vae.networks.Network` takes them; by
-            default one hidden layer of 400.
-        range: the least and the largest value of a pixel; encoders and likelihoods of real numbers standardise with it.
-        levels: the largest count of a pixel, for likelihoods of whole numbers.
-        beta: the weight of the KL.
-
-    Example:
-        >>> vae((1, 28, 28), 20).sample(3).shape
-        torch.Size([3, 1, 28, 28])
-    """
-    # Nothing is shared with a condition: the shape and the features of a y are its own.
-    named = isinstance(condition, str | Mapping)
-    of_y: Any = make("condition", complete("condition", condition)) if named else condition  # type: ignore[arg-type]
-    if context is None:
-        said = 0 if of_y is None else getattr(of_y, "context", None)
-        context = said if isinstance(said, int) else None
-    shared = {"features": features, "x_shape": tuple(x_shape), "context": context}
-    shared |= {"shift": float(range[0]), "scale": float(range[1] - range[0]) or 1.0}
-    if levels is not None:
-        # Counts from 0: the levels of a pixel are one more than the largest.
-        shared |= {"total_count": levels, "levels": levels + 1}
-    bodies = {k: v for k, v in {"hidden": hidden, "network": network}.items() if v is not None}
-
-    def part(kind: str, spec: Spec | None, **more: Any) -> Any:
-        if spec is None or not isinstance(spec, str | Mapping):
-            return spec
-        config = complete(kind, spec, **shared, **more)
-        if config.get("context", 0) is None:
-            raise ConfigError(
-                f"context: expected how many features the condition ({type(of_y).__name__}) makes of a y, which it "
-                "does not say itself: pass context=, or 0 for parts that ignore y"
-            )
-        return make(kind, config, conditional=of_y is not None, encoder=parts.get("encoder"))
-
-    parts: dict[str, Any] = {}
-    specs: dict[str, Spec | None] = {"prior": prior, "likelihood": likelihood, "encoder": encoder}
-    for kind in _in_order(specs):
-        parts[kind] = part(kind, specs[kind], **{} if kind == "prior" else bodies)
-    return VAE(**parts, condition=of_y, beta=beta)
-
-
-def cvae(x_shape: Sequence[int], features: int, classes: int, *, prior: Spec = "Gaussian", **rest: Any) -> VAE:
-    """Make a class-conditional VAE, p(z|y) p(x|z,y) with q(z|x,y).
-
-    Arguments:
-        x_shape: the shape of one x.
-        features: the number of latent features.
-        classes: the number of labels.
-        prior: ``"Gaussian"`` for a learned p(z|y); ``"Standard"``, or ``{"name": ..., "context": 0}``, for p(z).
-        rest: as :func:`vae`.
-
-    Example:
-        >>> cvae((1, 28, 28), 20, 10).sample(8, y=torch.arange(10)).shape
-        torch.Size([8, 10, 1, 28, 28])
-    """
-    return vae(x_shape, features, prior=prior, condition=conditions.OneHot(classes), **rest)
-
-
-# Dictionaries
+__all__ = ["build", "complete", "in_order", "make", "to_dict"]
 
 
 def complete(kind: str, spec: str | Mapping[str, Any], **shared: Any) -> dict[str, Any]:
@@ -307,14 +86,14 @@ def _complete_chain(kind: str, given: Mapping[str, Any], shared: Mapping[str, An
 
 def _options(cls: type) -> list[str]:
     """The names of what a class takes, and for a zuko flow also of what it hands on."""
-    takers: list[Callable[..., Any]] = [cls, *(taker for c in cls.__mro__ for taker in _HANDED_ON.get(c, ()))]
-    takers += [c for c in cls.__mro__[1:] if c in _HANDED_ON]
+    takers: list[Callable[..., Any]] = [cls, *(taker for c in cls.__mro__ for taker in HANDED_ON.get(c, ()))]
+    takers += [c for c in cls.__mro__[1:] if c in HANDED_ON]
     signatures = [inspect.signature(taker).parameters.values() for taker in takers]
     kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     return list(dict.fromkeys(p.name for parameters in signatures for p in parameters if p.kind not in kinds))
 
 
-def _in_order(specs: Mapping[str, Any]) -> list[str]:
+def in_order(specs: Mapping[str, Any]) -> list[str]:
     """The kinds of parts in the order to make them: a prior that holds a Vamp comes after its encoder."""
     return sorted(specs, key=lambda kind: kind == "prior" and _has_vamp(specs[kind]))
 
@@ -404,11 +183,11 @@ def build(config: Mapping[str, Any]) -> VAE:
     """Return the model that :func:`to_dict` wrote down, with fresh parameters.
 
     Example:
-        >>> build(to_dict(vae((4,), 2))).encode(torch.zeros(3, 4)).shape()
+        >>> build(to_dict(pv.vae((4,), 2))).encode(torch.zeros(3, 4)).shape()
         torch.Size([3, 2])
     """
     parts: dict[str, Any] = {}
-    for kind in _in_order({kind: config.get(kind) for kind in TABLES}):
+    for kind in in_order({kind: config.get(kind) for kind in TABLES}):
         spec = config.get(kind)
         parts[kind] = None if spec is None else make(kind, spec, encoder=parts.get("encoder"))
     return VAE(**parts, beta=config.get("beta", 1.0))

@@ -26,8 +26,8 @@ PRIORS = {
     "Vamp": "Vamp",
     "MAF": {"name": "MAF", "transforms": 3, "hidden_features": [100, 100]},
     "NSF": {"name": "NSF", "transforms": 2, "hidden_features": [100, 100]},
-    "GMM": {"name": "GMM", "components": 20, "hidden_features": [100]},
     "NICE": {"name": "NICE", "transforms": 4, "hidden_features": [100]},
+    "GMM": {"name": "GMM", "components": 20, "hidden_features": [100]},
 }
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--root", type=Path, default=Path("data"), help="where MNIST is, or goes")
@@ -36,12 +36,12 @@ parser.add_argument("--steps", type=int, default=50_000)
 parser.add_argument("--seeds", type=int, default=3)
 parser.add_argument("--priors", nargs="*", default=list(PRIORS), choices=list(PRIORS))
 parser.add_argument("--rows", type=int, default=50_000, help="how many training images")
-parser.add_argument("--test", type=int, default=1000, help="how many test images")
+parser.add_argument("--test", type=int, default=2000, help="how many test images, evenly spaced")
 parser.add_argument("--samples", type=int, default=1000, help="of z, for −log p(x|y)")
 args = parser.parse_args()
 
 data = pv.data.load("mnist", root=args.root, binarize="dynamic").head(args.rows)
-test = data.test.head(args.test)
+test = data.test.subset(torch.linspace(0, len(data.test) - 1, args.test).long())
 epochs = math.ceil(args.steps / math.ceil(len(data.train) / 100))
 
 
@@ -79,11 +79,10 @@ def nll(name: str, conditional: bool, seed: int) -> torch.Tensor:
     return values
 
 
-table = {
-    (name, conditional): torch.stack([nll(name, conditional, seed) for seed in range(args.seeds)])
-    for conditional in (False, True)
-    for name in args.priors
-}
+# Seed by seed, so that a run that was stopped has a table of fewer seeds.
+columns = [(name, conditional) for conditional in (False, True) for name in args.priors]
+found = [{column: nll(*column, seed) for column in columns} for seed in range(args.seeds)]
+table = {column: torch.stack([values[column] for values in found]) for column in columns}
 
 print(f"\n−log p on {len(test)} test images, nats, {args.samples} samples; {args.steps} steps, {args.seeds} seeds")
 print(f"{'':10s} {'−log p(x)':>10s} {'std. error':>10s} {'− first':>8s} {'over seeds':>10s}", end="")

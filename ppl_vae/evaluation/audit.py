@@ -1,18 +1,13 @@
-r"""Evaluation: how good is the model, and is the number right?
+r"""An audit: is what SVI minimises the number that is written by hand?
 
-.. math:: -\log p(x \mid y) \approx -\log \frac1S \sum_{s=1}^S
-    \frac{p(z_s \mid y)\, p(x \mid z_s, y)}{q(z_s \mid x, y)}, \qquad z_s \sim q(z \mid x, y)
-
-:func:`evaluate` reports it beside −ELBO and its two parts, always at β = 1. :func:`audit` holds what SVI minimises
-against the loss written by hand in :mod:`ppl_vae.objectives`, value and gradient.
+.. math:: \hat\ell_{\text{SVI}} - \hat\ell_{\text{by hand}} = 0 \pm \text{rounding, or so many standard errors}
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,124 +15,17 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from .devices import seed_all, seeded
-from .distributions import is_point
-from .errors import NoClosedFormError, PartError
-from .model import VAE
-from .objectives import analytic_elbo, elbo_terms
-from .parts import check_positive
-from .semisupervised import SemiSupervised
+from ..devices import seed_all, seeded
+from ..errors import NoClosedFormError, PartError
+from ..model import VAE
+from ..objectives import analytic_elbo
+from ..parts import check_positive
+from ..semisupervised import SemiSupervised
 
-__all__ = ["Audit", "Evaluation", "audit", "evaluate"]
+__all__ = ["Audit", "audit"]
 
 # Two ways to one number may differ by rounding: by so much of its size, and no more, in float32.
 _ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Means over a data set with their standard errors over its rows, in nats per datum; ``str`` makes the table."""
-
-    rows: int
-    samples: int
-    terms: dict[str, tuple[float, float]]
-    density: bool = True
-
-    def __getitem__(self, name: str) -> float:
-        return self.terms[name][0]
-
-    def __str__(self) -> str:
-        names = {
-            "neg_elbo": "−ELBO",
-            "reconstruction": "reconstruction −log p(x|z,y)",
-            "kl": "KL(q(z|x,y) ‖ p(z|y))",
-            "neg_log_prob": f"−log p(x|y), {self.samples} samples",
-            "bits_per_dim": "the same in bits per dimension",
-        }
-        lines = [f"{f'{self.rows} rows, nats per datum':36s} {'mean':>10s} {'std. error':>11s}"]
-        lines += [f"{names[name]:36s} {mean:10.3f} {error:11.3f}" for name, (mean, error) in self.terms.items()]
-        return "\n".join(lines if self.density else [*lines, "grey values under a Bernoulli: not a density"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, for JSON."""
-        terms = {name: {"mean": mean, "standard_error": error} for name, (mean, error) in self.terms.items()}
-        return {
-            "rows": self.rows,
-            "samples": self.samples,
-            "density": self.density,
-            "unit": "nats per datum",
-            **terms,
-        }
-
-
-@torch.no_grad()
-def evaluate(
-    vae: VAE,
-    x: Any,
-    y: Any = None,
-    *,
-    samples: int = 500,
-    draws: int = 10,
-    batch_size: int = 250,
-    seed: int = 0,
-) -> Evaluation:
-    """Measure a model on data that it was not trained on.
-
-    Arguments:
-        vae: the model; it is measured in ``eval()`` mode, and left in the mode it was in.
-        x: (N, *x_shape), and y as elsewhere.
-        samples: of z for the importance-sampled log p(x|y).
-        draws: of z for the ELBO and its parts.
-        batch_size: rows at a time; the means do not depend on it beyond their noise.
-        seed: of the draws; the caller's generators are left as they were.
-
-    Returns:
-        ``neg_elbo``, ``reconstruction``, ``kl`` and ``neg_log_prob``, of which a model whose encoder gives a point has
-        the reconstruction alone; and ``bits_per_dim``, −log₂ p(x|y) / D, where a pixel is one of 256 levels.
-
-    Example:
-        >>> print(evaluate(pv.ae((4,), 2), torch.zeros(8, 4)).terms.keys())
-        dict_keys(['reconstruction'])
-    """
-    check_positive(samples=samples, draws=draws, batch_size=batch_size)
-    vae.check(x, y)
-    x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
-    names = "neg_elbo", "reconstruction", "kl", "neg_log_prob", "bits_per_dim"
-    chunks: dict[str, list[Tensor]] = {name: [] for name in names}
-    with _evaluating(vae), seeded(seed, vae._beta.device):
-        # A point has no density to weigh against the prior's.
-        point = vae.prior is None or is_point(vae.encode(x[:1], y if y is None or not vae.per_row(y) else y[:1]))
-        for i in range(0, len(x), batch_size):
-            rows = x[i : i + batch_size], y if y is None or not vae.per_row(y) else y[i : i + batch_size]
-            reconstruction, kl = elbo_terms(vae, *rows, samples=draws)
-            chunks["reconstruction"].append(reconstruction)
-            if point:
-                continue
-            chunks["kl"].append(kl)
-            chunks["neg_elbo"].append(reconstruction + kl)
-            chunks["neg_log_prob"].append(-vae.log_prob(*rows, samples=samples))
-            if getattr(vae.likelihood, "levels", None) == 256:
-                bits = chunks["neg_log_prob"][-1] / (math.log(2) * x[0].numel())
-                chunks["bits_per_dim"].append(bits)
-    means = {}
-    for name, values in chunks.items():
-        if values:
-            column = torch.cat(values).double()
-            error = column.std().item() / math.sqrt(len(column)) if len(column) > 1 else math.nan
-            means[name] = column.mean().item(), error
-    return Evaluation(len(x), samples, means, density=getattr(vae.likelihood, "density", True))
-
-
-@contextmanager
-def _evaluating(vae: VAE) -> Iterator[None]:
-    """Put every module in ``eval()`` mode and back: a batch normalisation must not learn from test data."""
-    modes = [(m, m.training) for m in vae.modules()]
-    vae.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @dataclass

@@ -1,9 +1,10 @@
-# The habits: `make demo`, `make test`, `make lint`, `make bench`, `make matrix`. Each makes .venv first if there is none.
+# The habits: `make demo`, `make test`, `make lint`, `make bench`, `make matrix`,
+# `make mutants`, `make fresh`. Each makes .venv first if there is none.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench matrix clean
+.PHONY: demo test lint format bench matrix mutants fresh clean
 
 demo: $(VENV)/installed
 	$(BIN)/ppl-vae train --data digits --prior Gaussian --likelihood Binomial --latent 16 \
@@ -28,6 +29,14 @@ bench: $(VENV)/installed
 # Every prior under every likelihood, encoder and objective: half an hour on two cores.
 matrix: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/matrix.py
+
+# The library broken in one place at a time: some minutes.
+mutants: $(VENV)/installed-test
+	$(BIN)/python tests/mutants.py
+
+# Every test that involves chance, 200 times with another seed: an hour.
+fresh: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fresh.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,15 @@
-"""What every test and doctest stands on: a fixed seed, an empty param store, and the device to run on."""
+"""What every test and doctest stands on: a seed, an empty param store, and the device to run on.
+
+The seed is 0. Tests that involve chance are marked ``fresh``: ``pytest -m fresh`` runs those alone, with a seed drawn
+for the run and shown where one fails, and ``PPL_VAE_SEED=123`` sets it.
+"""
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
+from typing import Any
 
 import pyro
 import pytest
@@ -14,6 +21,32 @@ import ppl_vae
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--device``: the suite runs on the CPU unless told otherwise."""
     parser.addoption("--device", default="cpu", help="where tests that take a device run: cpu or cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed of a fresh run."""
+    if config.getoption("markexpr").strip() == "fresh":
+        # In the environment, where the workers of pytest-xdist find it too.
+        os.environ.setdefault("PPL_VAE_SEED", str(secrets.randbelow(2**31)))
+
+
+def _seed(item: Any) -> int:
+    return int(os.environ.get("PPL_VAE_SEED", 0)) if item.get_closest_marker("fresh") else 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    """Say the seed of a statistical test that failed."""
+    report = yield
+    if report.failed and item.get_closest_marker("fresh"):
+        report.sections.append(("seed", f"PPL_VAE_SEED={_seed(item)}"))
+    return report
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this test: 0, unless it is marked ``fresh`` and a run has chosen another."""
+    return _seed(request.node)
 
 
 @pytest.fixture
@@ -29,10 +62,10 @@ def names(doctest_namespace: dict[str, object]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+def clean(request: pytest.FixtureRequest) -> Iterator[None]:
     """Seed the generators, give them back afterwards, and leave no parameter of one test to the next."""
     pyro.clear_param_store()
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(_seed(request.node))
         yield
     pyro.clear_param_store()

@@ -1,6 +1,6 @@
 """The multi-sample bounds: values against a loop over data and draws, gradients against what their mean must be.
 
-Tests that involve chance hold α = 1e-6, divided by the number of their comparisons; the seeds are fixed.
+Tests that involve chance hold α = 1e-6, divided by the number of their comparisons, and are marked ``fresh``.
 """
 
 import copy
@@ -195,17 +195,21 @@ def test_at_the_exact_posterior_every_bound_is_the_evidence(k):
         assert objective.loss(vae.model, vae.guide, x, y) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.fresh
 def test_the_bound_rises_with_k_to_the_evidence():
-    """4,000 copies of one x: the means rise, none is above log p(x) but by chance, and the last is within 0.01 nat."""
-    truth, copies = Ppca(), 4000
+    """10,000 copies of one x: the means rise, none is above log p(x) but by chance, and the last is within 0.01 nat.
+
+    They are 0.53, 0.03 and 0.004 below; what is asserted is 7 standard errors away or more.
+    """
+    truth, copies = Ppca(), 10_000
     x, _ = truth.draw(1)
     vae, exact = truth.vae(0.3, 1.5), truth.log_prob(x).item()
     means = []
-    for k in (1, 4, 16, 64):
+    for k in (1, 8, 64):
         log_w = IWAE(k).log_weights(vae.model, vae.guide, x.expand(copies, -1))
         bounds = IWAE(k).bound(log_w)
         assert bounds.shape == (copies,)
-        assert bounds.mean().item() <= exact + limit(4) * bounds.std().item() / math.sqrt(copies)
+        assert bounds.mean().item() <= exact + limit(3) * bounds.std().item() / math.sqrt(copies)
         means.append(bounds.mean().item())
     assert means == sorted(means)
     assert exact - means[-1] < 0.01 < exact - means[0]
@@ -266,6 +270,7 @@ def rows_of(draws):
     return torch.cat([g.reshape(len(g), -1) for g in draws], 1)
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("elbo", UNBIASED, ids=lambda e: type(e).__name__)
 def test_gradient_is_unbiased(elbo):
     """The mean of K = 200,000 gradients against the closed form, z-test over all 20 of them.
@@ -303,7 +308,8 @@ class Shared(nn.Module):
 
     def __init__(self, x, rows):
         super().__init__()
-        truth = Ppca()
+        # Which problem it is stays as it is; a fresh seed is one of the noise.
+        truth = Ppca(seed=0)
         q = truth.posterior(x).base_dist
         self.truth, self.rows = truth, rows
 
@@ -372,13 +378,13 @@ def largest_z(first, second):
 CASES = [("free", 1.0), ("free", 0.3), ("condition", 1.0), ("condition", 2.5), ("vamp", 1.0), ("vamp", 0.5)]
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize(("kind", "beta"), CASES)
 def test_dreg_has_the_mean_of_iwaes_gradient(kind, beta):
     """Two-sample z over all parameters, 40,000 gradients each at k = 4, α shared by all cases.
 
     Its power is in the test after this one.
     """
-    torch.manual_seed(5)
     dreg, iwae = gradients(DReG(4), kind, beta), gradients(IWAE(4), kind, beta)
     z = largest_z(dreg, iwae)
     print(f"{kind}, β = {beta}: largest |z| = {z:.2f} of {dreg.shape[1]}")
@@ -400,29 +406,30 @@ class ForgetsBeta(DReG):
         return w.square()
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize(
     ("wrong", "kind", "beta"), [(Biased, "free", 1.0), (Biased, "condition", 1.0), (ForgetsBeta, "free", 0.3)]
 )
 def test_the_comparison_of_means_sees_a_biased_gradient(wrong, kind, beta):
-    torch.manual_seed(5)
     z = largest_z(gradients(wrong(4), kind, beta), gradients(IWAE(4), kind, beta))
     print(f"{wrong.__name__}, {kind}: largest |z| = {z:.1f}")
     assert z > 2 * limit(len(CASES) * 30)
 
 
+@pytest.mark.fresh
 def test_signal_to_noise():
     """|mean| / sd of the encoder's gradient, k = 1, 8, 64: DReG's grows, IWAE's falls (in the limit as √k and 1/√k).
 
-    4,000 gradients each, so a ratio has a standard error of 0.016.
+    DReG's are 0.65, 0.78 and 2.4 with standard errors of 0.009, 0.007 and 0.02 over 4,000 gradients, IWAE's 0.38, 0.10
+    and 0.03 with 0.004 over 10,000: what is asserted is six standard errors away or more.
     """
-    torch.manual_seed(0)
     found = {}
-    for objective in (DReG, IWAE):
-        rows = [gradients(objective(k), "free", rows=4000)[:, : 2 * L] for k in (1, 8, 64)]
+    for objective, n in ((DReG, 4000), (IWAE, 10_000)):
+        rows = [gradients(objective(k), "free", rows=n)[:, : 2 * L] for k in (1, 8, 64)]
         found[objective] = [(g.mean(0).abs() / g.std(0)).mean().item() for g in rows]
     print({cls.__name__: [f"{ratio:.3f}" for ratio in ratios] for cls, ratios in found.items()})
-    assert found[DReG][0] + 0.08 < found[DReG][1] < found[DReG][2] / 2
-    assert found[IWAE][0] > 2 * found[IWAE][1] > 4 * found[IWAE][2]
+    assert found[DReG][0] + 0.05 < found[DReG][1] < found[DReG][2] / 2
+    assert found[IWAE][0] > 2 * found[IWAE][1] > 3 * found[IWAE][2]
 
 
 # The gradient at z against the one that tells parameters apart

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pyro import poutine
 
 import ppl_vae as pv
 from ppl_vae import cli, plots, presets
@@ -97,7 +98,7 @@ def test_train_leaves_a_whole_run(trained: Path, folder: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     weights = {name for name in names if name.endswith(".safetensors")}
     assert len(weights) == 2
-    files = {"config.yaml", "metrics.jsonl", "model.json", "training.json", "evaluation.json"}
+    files = {"config.yaml", "metrics.jsonl", "model.json", "training.json", "evaluation.json", "evaluation.npz"}
     assert names - weights == files | {f"{name}.png" for name in PICTURES}
     assert [row["epoch"] for row in lines(trained / "metrics.jsonl")] == [1, 2]
     printed = (folder / "a.txt").read_text()
@@ -112,10 +113,92 @@ def test_evaluate_prints_and_writes_what_the_library_says(trained: Path) -> None
     assert result.returncode == 0, result.stderr
     written = json.loads((trained / "evaluation.json").read_text())
     data = pv.data.load("bars.npz")
-    exact = pv.evaluate(pv.load(trained), data.test.x, data.test.y, samples=50, seed=3)
-    assert written == json.loads(json.dumps(exact.to_dict()))
+    vae, x, y = pv.load(trained), data.test.x, data.test.y
+    exact = pv.evaluate(vae, x, y, samples=50, seed=3)
+    diagnostics = pv.evaluation.diagnostics(vae, x, y, seed=3)
+    assert written == json.loads(json.dumps({**exact.to_dict(), "diagnostics": diagnostics.to_dict()}))
     assert str(exact) in result.stdout
-    assert result.stderr == ""
+    assert str(diagnostics) in result.stdout
+    assert "left out: label_use: expected two rows or more" in result.stdout
+    assert "Error" not in result.stderr
+    assert all(str(Path("a", f"{name}.png")) in result.stdout for name in [*PICTURES, "likelihood"])
+    with np.load(trained / "evaluation.npz", allow_pickle=False) as file:
+        for name, values in exact.values.items():
+            np.testing.assert_array_equal(file[name], values)
+
+
+def test_evaluate_says_whether_y_is_used(tmp_path: Path, capsys: Any) -> None:
+    np.savez(tmp_path / "more.npz", **arrays(rows=200))
+    vae = train(tmp_path / "run", data=str(tmp_path / "more.npz"))
+    capsys.readouterr()
+    ok("evaluate", str(tmp_path / "run"), "--samples", "30", "--rows", "15")
+    test = pv.data.load(tmp_path / "more.npz").test.head(15)
+    found = pv.evaluation.label_use(vae, test.x, test.y)
+    printed = capsys.readouterr().out
+    assert str(found) in printed
+    assert "15 rows" in printed
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert written["labels"] == json.loads(json.dumps(found.to_dict()))
+
+
+def test_compare_pairs_the_rows_of_runs(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    """The differences and errors are those of the values that evaluate wrote, whatever is loaded."""
+    other = tmp_path / "b"
+    train(other, "--prior", "Standard")
+    for run in ("a", str(other)):
+        ok("evaluate", run, "--samples", "50")
+    capsys.readouterr()
+    ok("compare", "a", str(other), "--out", str(tmp_path / "both.json"))
+    printed = capsys.readouterr().out
+    both = []
+    for path in (trained, other):
+        with np.load(path / "evaluation.npz") as file:
+            both.append(file["neg_log_prob"])
+    gap = both[1] - both[0]
+    written = json.loads((tmp_path / "both.json").read_text())[str(other)]["neg_log_prob"]
+    assert written["difference"] == pytest.approx(gap.mean())
+    assert written["standard_error_of_difference"] == pytest.approx(gap.std(ddof=1) / len(gap) ** 0.5)
+    assert f"{gap.mean():+.3f}" in printed
+    assert "paired by row" in printed
+
+
+def test_compare_refuses_what_cannot_be_compared(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    """Other rows, other numbers of samples, no evaluation, a damaged one, one run: one line each, and exit code 2."""
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    train(plain, "--likelihood", "ContinuousBernoulli", data="grey.npz")
+    train(other)
+    ok("evaluate", "a", "--samples", "50")
+    ok("evaluate", str(plain), "--samples", "50")
+    ok("evaluate", str(other), "--samples", "40")
+    empty, damaged = tmp_path / "empty", tmp_path / "damaged"
+    for folder in (empty, damaged):
+        folder.mkdir()
+    whole = (trained / "evaluation.npz").read_bytes()
+    (damaged / "evaluation.npz").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    for runs, said in [
+        (["a", str(plain)], "different rows"),
+        (["a", str(other)], "samples"),
+        (["a", str(empty)], "ppl-vae evaluate"),
+        (["a", str(damaged)], "damaged"),
+        (["a", "a"], "two or more different runs"),
+        (["a"], "two or more different runs"),
+    ]:
+        assert main(["compare", *runs]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_a_failed_audit_exits_with_1(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A KL that weighs too much in the programs: the table says where, one line says that it failed."""
+    monkeypatch.setattr(pv.VAE, "_kl_weight", lambda self: poutine.scale(scale=1.5))
+    capsys.readouterr()
+    assert main(["audit", "a", "--particles", "10"]) == 1
+    printed = capsys.readouterr()
+    assert "FAIL" in printed.out
+    assert printed.err.startswith("ppl-vae: error: the audit failed")
+    assert json.loads((trained / "audit.json").read_text())["passed"] is False
 
 
 def test_sample_reconstruct_audit_and_plot(trained: Path) -> None:

@@ -76,6 +76,7 @@ def test_the_uniform_density_is_one_over_the_area(dim, area):
     assert d.entropy().item() == pytest.approx(math.log(area), rel=1e-12)
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("dim", [2, 3, 9])
 def test_the_uniform_sampler_is_uniform(dim):
     # A coordinate of a uniform point has (1 + z₁)/2 ~ Beta; so has one along any other axis.
@@ -119,6 +120,7 @@ def test_its_normaliser_is_the_integral_over_any_sphere(dim, kappa):
     assert scipy.integrate.quad(ring, 0, math.pi, epsabs=1e-10)[0] == pytest.approx(1, abs=1e-8)
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize(("dim", "kappa"), PAIRS)
 def test_the_power_spherical_sampler_has_its_law(dim, kappa):
     # The height has a Beta law, and the rest is uniform around μ: 20,000 draws see 4% in a distribution function.
@@ -287,6 +289,7 @@ def test_a_draw_of_a_mixture_moves_so_that_the_density_follows(dim):
     torch.testing.assert_close(-divergence, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.fresh
 def test_gradients_through_draws_of_a_mixture_are_those_of_the_expectation():
     # E[(w·z)²] in closed form; 100 estimates of 1,000 draws, at α. Pyro's MixtureOfDiagNormals (1.9.2) fails this for
     # the weights, which is why there is one here.
@@ -344,6 +347,7 @@ def test_a_chain_integrates_to_one():
     assert total.item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.fresh
 def test_the_sampler_of_a_chain_has_its_law():
     z = ring().sample((20_000,))
     fits(z[:, 0], scipy.stats.norm(0.3, 0.8).cdf)

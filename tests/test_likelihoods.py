@@ -105,6 +105,7 @@ def test_densities_integrate_to_one_and_give_the_mean_and_variance(make):
     torch.testing.assert_close(d.variance.squeeze(), variance * one, rtol=1e-5, atol=0)
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("make", all_of(COUNTS))
 def test_draws_of_counts_follow_the_probabilities(make):
     d, levels = make()
@@ -125,6 +126,7 @@ def test_draws_of_counts_follow_the_probabilities(make):
     assert stats.chisquare(observed, expected * DRAWS / expected.sum()).pvalue > ALPHA
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("make", all_of(REALS))
 def test_draws_of_real_pixels_follow_the_density(make):
     d, (low, high) = make()

@@ -473,6 +473,8 @@ def every_figure():
         "latents": lambda: plots.latents(z, torch.arange(20) % 3),
         "prior_vs_posterior": lambda: plots.prior_vs_posterior(z, z),
         "history": lambda: plots.history(EPOCHS),
+        "calibration": lambda: plots.calibration(torch.arange(400)[:, None] % 100),
+        "dimensions": lambda: plots.dimensions(z[0].square()),
     }
 
 

@@ -405,6 +405,9 @@ def test_validation_means_count_the_rows_there_are() -> None:
         for valid in (x[:16], DataLoader(TensorDataset(x), 8, drop_last=True))
     )
     assert whole == pytest.approx(dropped, rel=1e-4)
+    # 8 + 8 + 3 rows: the last ones weigh no more than the others. The rate leaves the parameters as they were.
+    partial = run(copy.deepcopy(vae), x, x[:19], lr=1e-12, batch_size=8)[0]["valid_kl"]
+    assert partial == pytest.approx(pv.objectives.elbo_terms(vae, x[:19])[1].mean().item(), rel=1e-5)
 
 
 def test_validation_that_is_not_finite_is_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Against models whose every number is known: nothing here compares the library with itself.
 
-α = 1e-6 for every test that involves chance, divided by the number of its comparisons; the seeds are fixed.
+α = 1e-6 for every test that involves chance, divided by the number of its comparisons; such a test is marked ``fresh``.
 """
 
 import math
@@ -118,6 +118,7 @@ def test_elbo_without_chance(exact_noise, classes, shift, stretch):
     )
 
 
+@pytest.mark.fresh
 def test_elbo_of_draws():
     """The mean of log w over K = 20,000 draws, |z| ≤ 4.89 over two guides.
 
@@ -140,6 +141,7 @@ def test_elbo_of_draws():
 # T3: importance weights are unbiased
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("classes", [0, 3])
 def test_importance_weights_are_unbiased(classes):
     """E_q[w] = p(x | y) for a guide off by 0.3 sd and 1.5 times too wide, K = 20,000, three x.
@@ -168,19 +170,21 @@ def test_log_prob_is_log_mean_exp_of_the_weights():
     torch.testing.assert_close(vae.log_prob(x, samples=200), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.fresh
 def test_importance_bound_tightens():
     """Its mean grows with the number of samples towards log p(x), and is never above it but by chance.
 
-    4,000 copies of one x; a bound above log p(x), or one that fell by 0.01 nat, would be seen.
+    10,000 copies of one x, for which the means are 0.53, 0.03 and 0.004 below: what is asserted is 7 standard errors
+    away or more. A bound above log p(x), or one that fell by 0.01 nat, would be seen.
     """
-    truth, copies = Ppca(), 4000
+    truth, copies = Ppca(), 10_000
     x, _ = truth.draw(1)
     vae, exact = truth.vae(0.3, 1.5), truth.log_prob(x).item()
     means = []
-    for samples in (1, 4, 16, 64):
+    for samples in (1, 8, 64):
         bound = vae.log_prob(x.expand(copies, -1), samples=samples)
         error = bound.std().item() / math.sqrt(copies)
-        assert bound.mean().item() <= exact + limit(4) * error
+        assert bound.mean().item() <= exact + limit(3) * error
         means.append(bound.mean().item())
     assert means == sorted(means)
     assert exact - means[-1] < 0.01
@@ -224,6 +228,7 @@ def test_gradient_without_chance(exact_noise, elbo):
         torch.testing.assert_close(g.mean(0), e, rtol=0, atol=1e-10)
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceMeanField_ELBO()])
 def test_gradient_is_unbiased(elbo):
     """The mean of K = 200,000 gradients against the closed form, z-test over all 20 of them.

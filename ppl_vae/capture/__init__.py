@@ -10,6 +10,7 @@ autoencoders: this folder knows Pyro and torch, and nothing of a VAE.
 
 from .optimiser import Together
 from .recording import Generators
+from .stages import TwoStages
 from .svi import Backend, CapturedSVI, CaptureWarning, Watch
 
-__all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Generators", "Together", "Watch"]
+__all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Generators", "Together", "TwoStages", "Watch"]

@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 
 from .simplify import simplify
 
-__all__ = ["Generators", "record"]
+__all__ = ["Generators", "no_host_reads", "record"]
 
 _lock = threading.Lock()
 
@@ -59,7 +59,7 @@ def record(
     from torch.fx.experimental.proxy_tensor import make_fx  # a second's import, which only a recording should pay
 
     # Validation looks at values, which a recording must not; it was on in the run before this one.
-    with _lock, pyro.validation_enabled(False), _no_host_reads():
+    with _lock, pyro.validation_enabled(False), no_host_reads():
         graph = make_fx(run)(*inputs)
     with torch.no_grad():
         simplify(graph, inputs)
@@ -67,7 +67,7 @@ def record(
 
 
 @contextlib.contextmanager
-def _no_host_reads() -> Iterator[None]:
+def no_host_reads() -> Iterator[None]:
     """While recording, Pyro's ``.item()`` is ``.detach()`` and its look for NaN is none: both would stop the device."""
     swaps: dict[str, Callable[..., Any]] = {
         "torch_item": lambda x: x.detach() if isinstance(x, Tensor) else x,

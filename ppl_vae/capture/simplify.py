@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-__all__ = ["simplify"]
+__all__ = ["simplify", "written"]
 
 aten = torch.ops.aten
 # Operations that give back what they were given, if shape and dtype are what they were.
@@ -33,7 +33,7 @@ def simplify(graph: GraphModule, inputs: Any) -> None:
     """
     kinds = _Kinds(graph)
     kinds.run(*inputs)
-    dirty = _written(graph)
+    dirty = written(graph)
     seen: dict[Any, Node] = {}
     spoilt: set[Node] = set()
     for node in list(graph.graph.nodes):
@@ -111,7 +111,7 @@ def _frozen(value: Any) -> Any:
     return value if isinstance(value, Node) else (type(value), repr(value))
 
 
-def _written(graph: GraphModule) -> set[Node]:
+def written(graph: GraphModule) -> set[Node]:
     """Every node that shares memory with one that an operation writes to."""
     root: dict[Node, Node] = {}
     dirty: set[Node] = set()

@@ -5,6 +5,7 @@
     ppl-vae train --data digits --prior Gaussian --likelihood Binomial --latent 16 --out runs/a
     ppl-vae sample runs/a --label 3 --n 16
     ppl-vae reconstruct | evaluate | audit | plot runs/a
+    ppl-vae compare runs/a runs/b
 
 A part is named and takes the options of its own class: ``--prior NSF --prior.transforms 3``. What parts share (the
 number of features, the shape of x, the context) is filled in from ``--latent`` and the data; ``--print_config`` shows
@@ -19,7 +20,8 @@ from collections.abc import Callable, Sequence
 
 from .. import __version__, presets
 from ..errors import PplVaeError
-from .runs import audit_run, evaluate_run, plot, reconstruct, sample
+from .report import AuditFailed
+from .runs import audit_run, compare_runs, evaluate_run, plot, reconstruct, sample
 from .train import train
 
 __all__ = ["main"]
@@ -29,13 +31,14 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": sample,
     "reconstruct": reconstruct,
     "evaluate": evaluate_run,
+    "compare": compare_runs,
     "audit": audit_run,
     "plot": plot,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code, 2 after one line that says what was wrong."""
+    """Run a command; return its exit code: 1 for an audit that failed, 2 after one line that says what was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] in ("-h", "--help"):
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             presets.lookup(COMMANDS, words[0], "command")(words[1:])
     except (PplVaeError, argparse.ArgumentError, OSError) as error:
         print(f"ppl-vae: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, AuditFailed) else 2
     except KeyboardInterrupt:
         print("ppl-vae: interrupted", file=sys.stderr)
         return 130

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from .. import data, plots
 from ..devices import seeded
-from ..errors import NoClosedFormError, PplVaeError
-from ..evaluation import audit, evaluate
+from ..errors import LabelError, NoClosedFormError, PplVaeError
+from ..evaluation import LogLikelihood, audit, diagnostics, evaluate, label_use
+from ..evaluation.pareto import good_below
 from ..model import VAE
 from ..training import History
+from .files import write_evaluation
 
 __all__ = [
     "PICTURES",
     "AuditFailed",
     "draw",
+    "draw_likelihood",
+    "more",
     "reconstructions",
     "report",
     "value_range",
     "vrange_of",
-    "write_json",
     "xy",
 ]
 
-PICTURES = ("history", "reconstructions", "latents", "samples", "prior", "styles", "manifold")
+PICTURES = ("history", "reconstructions", "latents", "samples", "prior", "styles", "manifold", "likelihood")
+# How many rows the diagnostics look at, whose cost grows with the square of them.
+_ROWS = 2000
 
 
 class AuditFailed(PplVaeError, ValueError):
@@ -39,9 +45,36 @@ class AuditFailed(PplVaeError, ValueError):
 def report(vae: VAE, source: data.Data, out: Path) -> None:
     """Print and write what the test set says of a model."""
     result = evaluate(vae, *xy(vae, source.test))
-    check = audit(vae, *xy(vae, source.test.head(64)), particles=50)
-    write_json(out / "evaluation.json", result.to_dict())
+    # What training stands on; ppl-vae audit goes through all there is.
+    objectives = [Trace_ELBO(), TraceMeanField_ELBO()]
+    check = audit(vae, *xy(vae, source.test.head(64)), objectives=objectives, particles=50)
+    write_evaluation(out, result, source.test)
     print(f"\n{source.name}, test split\n{result}\n\n{check.line}\n")
+
+
+def more(vae: VAE, split: data.Split, seed: int) -> tuple[dict[str, Any], list[str]]:
+    """Return what there is to say beside the likelihood: what z does, and whether y is used, on 2,000 rows at most.
+
+    The second result says what was left out, and why.
+    """
+    if vae.prior is None:
+        return {}, []
+    some, left_out = split.head(_ROWS), []
+    found: dict[str, Any] = {"diagnostics": diagnostics(vae, *xy(vae, some), seed=seed)}
+    if isinstance(getattr(vae.condition, "classes", None), int):
+        try:
+            found["labels"] = label_use(vae, *xy(vae, some), seed=seed)
+        except LabelError as error:
+            left_out.append(f"left out: {error}")
+    return found, left_out
+
+
+def draw_likelihood(found: LogLikelihood, out: Path) -> Path:
+    """Draw how log p grows with the number of samples."""
+    k = found.pareto_k if found.pareto_k.isfinite().any() else None
+    title = f"log p(x|y) of {len(found.values)} rows by importance sampling"
+    figure = plots.likelihood(found.points, found.curve, k, limit=good_below(found.samples), title=title)
+    return plots.save(figure, out / "likelihood.png")
 
 
 def xy(vae: VAE, split: data.Split) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -116,8 +149,3 @@ def _translated(vae: VAE, x: torch.Tensor, y: torch.Tensor, to: torch.Tensor) ->
         return vae.translate(x, y, to=to, carry=vae.prior is not None)
     except NoClosedFormError:
         return vae.translate(x, y, to=to)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values, one line each."""
-    path.write_text(json.dumps(values, indent=2) + "\n")

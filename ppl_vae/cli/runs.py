@@ -1,4 +1,4 @@
-"""What is done with a run: sample, reconstruct, evaluate, audit, plot."""
+"""What is done with a run: sample, reconstruct, evaluate, compare, audit, plot."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from jsonargparse import Namespace
 from .. import data, plots
 from ..checkpoint import load
 from ..devices import find_device, seeded
-from ..errors import CheckpointError, ConfigError
-from ..evaluation import audit, evaluate
+from ..errors import CheckpointError, ConfigError, DataError
+from ..evaluation import audit, compare, evaluate
 from ..model import VAE
 from ..training import History
+from .files import read_evaluation, write_evaluation, write_json
 from .parsing import parse, parser_of
-from .report import AuditFailed, draw, reconstructions, value_range, vrange_of, write_json, xy
+from .report import (
+    AuditFailed,
+    draw,
+    draw_likelihood,
+    more,
+    reconstructions,
+    value_range,
+    vrange_of,
+    xy,
+)
 
-__all__ = ["audit_run", "evaluate_run", "plot", "reconstruct", "sample"]
+__all__ = ["audit_run", "compare_runs", "evaluate_run", "plot", "reconstruct", "sample"]
 
 
 def _open_run(command: Callable[..., Any], words: list[str], *options: tuple[str, Any, Any, str]) -> Namespace:
@@ -79,38 +89,74 @@ def reconstruct(words: list[str]) -> None:
 
 
 def evaluate_run(words: list[str]) -> None:
-    """Measure −ELBO and −log p(x|y) on the test set."""
+    """Measure −ELBO and −log p(x|y) on the test set, what z does and whether y is used; draw every picture again."""
     options = _open_run(
         evaluate_run,
         words,
         ("samples", int, 500, "of z for the importance-sampled log p(x|y)"),
+        ("rows", int | None, None, "the first so many rows of the test set; by default all"),
         ("seed", int, 0, "of the draws"),
     )
     vae, source = _model_and_data(options)
-    result = evaluate(vae, *xy(vae, source.test), samples=options.samples, seed=options.seed)
-    write_json(Path(options.run) / "evaluation.json", result.to_dict())
-    print(result)
+    history, out = _history(options.run), Path(options.run)
+    test = source.test if options.rows is None else source.test.head(options.rows)
+    result = evaluate(vae, *xy(vae, test), samples=options.samples, seed=options.seed, progress=True)
+    found, left_out = more(vae, test, options.seed)
+    write_evaluation(out, result, test, {name: part.to_dict() for name, part in found.items()})
+    print("\n\n".join(map(str, [result, *found.values(), *left_out])))
+    pictures = draw(vae, source, out, history)
+    if result.likelihood is not None:
+        pictures.append(draw_likelihood(result.likelihood, out))
+    print("\n" + "\n".join(map(str, pictures)))
+
+
+def compare_runs(words: list[str]) -> None:
+    """Put the evaluations of several runs side by side: differences from the first, paired by row."""
+    parser = parser_of("compare", compare_runs)
+    parser.add_argument("runs", type=str, nargs="+", help="the folders of evaluated runs")
+    parser.add_argument("--out", type=str | None, help="a JSON file for the numbers")
+    options = parse(parser, words, {})
+    if len(set(options.runs)) < max(2, len(options.runs)):
+        raise ConfigError(f"compare: expected two or more different runs, got {' '.join(options.runs)}")
+    found = {run: read_evaluation(run) for run in options.runs}
+    (first, (evaluation, rows)), *others = found.items()
+    for run, (other, its_rows) in others:
+        if its_rows != rows:
+            raise DataError(f"compare: {first} and {run} were evaluated on different rows: their data differ")
+        if other.samples != evaluation.samples:
+            raise ConfigError(
+                f"compare: {first} was evaluated with {evaluation.samples} samples and {run} with {other.samples}, "
+                "which changes log p by itself: run ppl-vae evaluate with the same --samples"
+            )
+    comparison = compare({run: evaluation for run, (evaluation, _) in found.items()})
+    if options.out is not None:
+        write_json(Path(options.out), comparison.to_dict())
+    print(comparison)
 
 
 def audit_run(words: list[str]) -> None:
-    """Compare what SVI minimises with the loss written by hand."""
+    """Compare every objective's loss and gradient with the same written by hand; exit with 1 where one fails."""
     options = _open_run(
-        audit_run, words, ("rows", int, 64, "of the test set"), ("particles", int, 200, "draws of the noise")
+        audit_run, words, ("rows", int, 64, "of the test set"), ("particles", int, 100, "draws of the noise")
     )
     vae, source = _model_and_data(options)
     result = audit(vae, *xy(vae, source.test.head(options.rows)), particles=options.particles)
+    write_json(Path(options.run) / "audit.json", result.to_dict())
     print(result)
     if not result.passed:
-        raise AuditFailed("the audit failed: SVI does not minimise the loss that is written by hand")
+        raise AuditFailed("the audit failed: an objective is not what is written by hand")
 
 
 def plot(words: list[str]) -> None:
     """Draw every picture of a run again."""
     options = _open_run(plot, words)
     vae, source = _model_and_data(options)
+    print("\n".join(str(path) for path in draw(vae, source, Path(options.run), _history(options.run))))
+
+
+def _history(run: str) -> History:
     try:
-        lines = (Path(options.run) / "metrics.jsonl").read_text().splitlines()
-        history = History(json.loads(line) for line in lines)
+        lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+        return History(json.loads(line) for line in lines)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{options.run}: expected metrics.jsonl, a line of JSON an epoch: {error}") from error
-    print("\n".join(str(path) for path in draw(vae, source, Path(options.run), history)))
+        raise CheckpointError(f"{run}: expected metrics.jsonl, a line of JSON an epoch: {error}") from error

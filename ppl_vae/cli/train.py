@@ -244,7 +244,8 @@ class _Records:
 
     def __call__(self, vae: VAE, history: History) -> None:
         if not self.written:
-            for old in ("model.json", "evaluation.json", *(f"{name}.png" for name in PICTURES)):
+            results = "model.json", "evaluation.json", "evaluation.npz", "audit.json"
+            for old in (*results, *(f"{name}.png" for name in PICTURES)):
                 (self.out / old).unlink(missing_ok=True)
             (self.out / "config.yaml").write_text(self.config)
         with (self.out / "metrics.jsonl").open("a" if self.written else "w") as file:

@@ -9,6 +9,7 @@ Always at β = 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,37 +21,61 @@ from ..distributions import is_point
 from ..model import VAE
 from ..objectives import elbo_terms
 from ..parts import check_positive
+from .likelihood import LogLikelihood, log_likelihood
 from .modes import evaluating
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "mean_and_error"]
+
+
+_NAMES = {
+    "neg_elbo": "−ELBO",
+    "reconstruction": "reconstruction −log p(x|z,y)",
+    "kl": "KL(q(z|x,y) ‖ p(z|y))",
+    "neg_log_prob": "−log p(x|y)",
+    "bits_per_dim": "the same in bits per dimension",
+}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over a data set with their standard errors over its rows, in nats per datum; ``str`` makes the table."""
+    """What a model gives every row of a data set, in nats; ``str`` makes the table of means.
 
-    rows: int
+    Attributes:
+        values: by name, (N,) each, float64.
+        samples: of z for log p(x | y).
+        density: whether p(x | z, y) is one.
+        likelihood: the log-likelihoods with their diagnostics, where the model has them.
+    """
+
+    values: Mapping[str, Tensor]
     samples: int
-    terms: dict[str, tuple[float, float]]
     density: bool = True
+    likelihood: LogLikelihood | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many there were."""
+        return len(next(iter(self.values.values())))
+
+    @property
+    def terms(self) -> dict[str, tuple[float, float]]:
+        """Means over rows with their standard errors, by name."""
+        return {name: mean_and_error(values) for name, values in self.values.items()}
 
     def __getitem__(self, name: str) -> float:
         return self.terms[name][0]
 
     def __str__(self) -> str:
-        names = {
-            "neg_elbo": "−ELBO",
-            "reconstruction": "reconstruction −log p(x|z,y)",
-            "kl": "KL(q(z|x,y) ‖ p(z|y))",
-            "neg_log_prob": f"−log p(x|y), {self.samples} samples",
-            "bits_per_dim": "the same in bits per dimension",
-        }
+        names = _NAMES | {"neg_log_prob": f"−log p(x|y), {self.samples} samples"}
         lines = [f"{f'{self.rows} rows, nats per datum':36s} {'mean':>10s} {'std. error':>11s}"]
         lines += [f"{names[name]:36s} {mean:10.3f} {error:11.3f}" for name, (mean, error) in self.terms.items()]
-        return "\n".join(lines if self.density else [*lines, "grey values under a Bernoulli: not a density"])
+        if not self.density:
+            lines.append("grey values under a Bernoulli: not a density")
+        warning = None if self.likelihood is None else self.likelihood.warning()
+        return "\n".join(lines if warning is None else [*lines, f"warning: {warning}"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, for JSON."""
+        """Return plain numbers, for JSON; rows are summed up."""
         terms = {name: {"mean": mean, "standard_error": error} for name, (mean, error) in self.terms.items()}
         return {
             "rows": self.rows,
@@ -58,7 +83,14 @@ class Evaluation:
             "density": self.density,
             "unit": "nats per datum",
             **terms,
+            **({} if self.likelihood is None else {"likelihood": self.likelihood.to_dict()}),
         }
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return a mean over rows, and its standard error, NaN for one row."""
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return values.mean().item(), error
 
 
 @torch.no_grad()
@@ -71,6 +103,7 @@ def evaluate(
     draws: int = 10,
     batch_size: int = 250,
     seed: int = 0,
+    progress: bool = False,
 ) -> Evaluation:
     """Measure a model on data that it was not trained on.
 
@@ -79,8 +112,9 @@ def evaluate(
         x: (N, *x_shape), and y as elsewhere.
         samples: of z for the importance-sampled log p(x|y).
         draws: of z for the ELBO and its parts.
-        batch_size: rows at a time; the means do not depend on it beyond their noise.
+        batch_size: rows at a time for these; the means do not depend on it beyond their noise.
         seed: of the draws; the caller's generators are left as they were.
+        progress: show a bar while log p(x|y) is estimated.
 
     Returns:
         ``neg_elbo``, ``reconstruction``, ``kl`` and ``neg_log_prob``, of which a model whose encoder gives a point has
@@ -93,27 +127,25 @@ def evaluate(
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
     vae.check(x, y)
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
-    names = "neg_elbo", "reconstruction", "kl", "neg_log_prob", "bits_per_dim"
-    chunks: dict[str, list[Tensor]] = {name: [] for name in names}
+    every = y is None or not vae.per_row(y)
+    chunks = []
     with evaluating(vae), seeded(seed, vae._beta.device):
         # A point has no density to weigh against the prior's.
-        point = vae.prior is None or is_point(vae.encode(x[:1], y if y is None or not vae.per_row(y) else y[:1]))
+        point = vae.prior is None or is_point(vae.encode(x[:1], y if every else y[:1]))
         for i in range(0, len(x), batch_size):
-            rows = x[i : i + batch_size], y if y is None or not vae.per_row(y) else y[i : i + batch_size]
-            reconstruction, kl = elbo_terms(vae, *rows, samples=draws)
-            chunks["reconstruction"].append(reconstruction)
-            if point:
-                continue
-            chunks["kl"].append(kl)
-            chunks["neg_elbo"].append(reconstruction + kl)
-            chunks["neg_log_prob"].append(-vae.log_prob(*rows, samples=samples))
-            if getattr(vae.likelihood, "levels", None) == 256:
-                bits = chunks["neg_log_prob"][-1] / (math.log(2) * x[0].numel())
-                chunks["bits_per_dim"].append(bits)
-    means = {}
-    for name, values in chunks.items():
-        if values:
-            column = torch.cat(values).double()
-            error = column.std().item() / math.sqrt(len(column)) if len(column) > 1 else math.nan
-            means[name] = column.mean().item(), error
-    return Evaluation(len(x), samples, means, density=getattr(vae.likelihood, "density", True))
+            some = slice(i, i + batch_size)
+            chunks.append(elbo_terms(vae, x[some], y if every else y[some], samples=draws))
+    reconstruction, kl = (torch.cat(column).double().cpu() for column in zip(*chunks, strict=True))
+    density = getattr(vae.likelihood, "density", True)
+    if point:
+        return Evaluation({"reconstruction": reconstruction}, samples, density)
+    found = log_likelihood(vae, x, y, samples=samples, seed=seed, progress=progress)
+    values = {
+        "neg_elbo": reconstruction + kl,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "neg_log_prob": -found.values,
+    }
+    if found.bits is not None:
+        values["bits_per_dim"] = -found.bits * found.values
+    return Evaluation(values, samples, density, found)

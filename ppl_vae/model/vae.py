@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ..distributions import as_pyro, is_point, transport
-from ..errors import NoDensityError
+from ..errors import ConfigError, NoDensityError
 from ..parts import Unconditional, check_positive
 from .programs import NO_PRIOR, Programs
 
@@ -200,7 +200,7 @@ class VAE(Programs):
         if mask.any():
             # One pixel that is seen stands for those that are not.
             self.check(torch.where(mask, x, x[mask][0]), y)
-        step = max(1, _CHUNK // (candidates * self._numbers(x[:1])))
+        step = max(1, _CHUNK // (candidates * self.numbers(x[:1])))
         rows = [slice(first, first + step) for first in range(0, len(x), step)]
         # One y may stand for all rows.
         every = y is None or not self.per_row(y)
@@ -211,11 +211,11 @@ class VAE(Programs):
         z, log_w = (torch.cat(chunks) for chunks in zip(*self._propose(x, y, candidates, mask), strict=True))
         chosen = dist.Categorical(logits=log_w.movedim(0, -1)).sample((n,))
         z = z.gather(0, chosen.unsqueeze(-1).expand(-1, -1, z.shape[-1]))
-        chunk = max(1, _CHUNK // self._numbers(x))
+        chunk = max(1, _CHUNK // self.numbers(x))
         return torch.cat([torch.where(mask, x, self.decode(some, y).sample().to(x)) for some in z.split(chunk)])
 
-    def _numbers(self, x: Tensor) -> int:
-        """How many numbers one decoding of x makes: pixels, times the raw numbers of one where the likelihood says."""
+    def numbers(self, x: Tensor) -> int:
+        """Return how many numbers a decoding of x makes: pixels, times the raw numbers of one where that is told."""
         part: Any = self.likelihood
         while isinstance(part, Unconditional):
             part = part.part
@@ -225,34 +225,59 @@ class VAE(Programs):
         return max(1, x.numel()) * max(1, a_pixel)
 
     @torch.no_grad()
-    def log_weights(self, x: Any, y: Any = None, samples: int = 1000) -> Iterator[Tensor]:
-        r"""Yield importance weights of z ~ q(z | x, y).
+    def log_weights(
+        self,
+        x: Any,
+        y: Any = None,
+        samples: int = 1000,
+        *,
+        proposal: Literal["encoder", "prior"] = "encoder",
+        memory: int | None = None,
+    ) -> Iterator[Tensor]:
+        r"""Yield importance weights of z ~ r, which is q(z | x, y) or p(z | y).
 
-        .. math:: \log w = \log p(z \mid y) + \log p(x \mid z, y) - \log q(z \mid x, y)
+        .. math:: \log w = \log p(z \mid y) + \log p(x \mid z, y) - \log r(z)
 
         Everything that estimates log p(x | y) reduces these; β plays no part in them.
 
         Arguments:
             x: (N, *x_shape), and y as elsewhere.
             samples: how many draws of z in all.
+            proposal: where z is drawn from.
+            memory: how many numbers of decoded x are held at a time, raw ones included; by default 2²², 16 MB.
 
         Returns:
-            Chunks (k, N) in nats, with the k adding up to ``samples``, so that memory stays bounded.
+            Chunks (k, N) in nats, with the k adding up to ``samples``.
 
         Raises:
-            NoDensityError: if the model has no prior, or its encoder gives a point.
+            NoDensityError: if the model has no prior, or its encoder gives a point and is to propose.
+            ConfigError: for another proposal.
         """
         check_positive(samples=samples)
-        for _, log_w in self._propose(x, y, samples):
+        for _, log_w in self._propose(x, y, samples, proposal=proposal, memory=memory):
             yield log_w
 
-    def _propose(self, x: Any, y: Any, samples: int, mask: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield z ~ q(z | x, y) and their log-weights, in chunks (k, N, latent) and (k, N)."""
+    def _propose(
+        self,
+        x: Any,
+        y: Any,
+        samples: int,
+        mask: Tensor | None = None,
+        proposal: str = "encoder",
+        memory: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield z from the proposal and their log-weights, in chunks (k, N, latent) and (k, N)."""
+        if proposal not in ("encoder", "prior"):
+            raise ConfigError(f"proposal: expected 'encoder' or 'prior', got {proposal!r}")
         x = self._tensor(x)
-        p, q = self.prior_given(y), self.encode(self._given(x, mask), y)
+        p = self.prior_given(y)
+        q = self.encode(self._given(x, mask), y) if proposal == "encoder" else p.expand(x.shape[:1])
         if is_point(q):
-            raise NoDensityError("a point encoder (Delta) has no density, so it gives no importance weights")
-        chunk = max(1, _CHUNK // self._numbers(x))
+            raise NoDensityError(
+                "a point (Delta) has no density, so it gives no importance weights: take proposal='prior' where the "
+                "prior has one"
+            )
+        chunk = max(1, (memory or _CHUNK) // self.numbers(x))
         for done in range(0, samples, chunk):
             # rsample, because a flow then scores its own draw without being inverted.
             draw = q.rsample if q.has_rsample else q.sample
@@ -260,7 +285,8 @@ class VAE(Programs):
             likelihood, seen = self.decode(z, y), x
             if mask is not None:
                 likelihood, seen = self._observed(likelihood, x, mask)
-            yield z, p.log_prob(z) + likelihood.log_prob(seen) - q.log_prob(z)
+            ratio = p.log_prob(z) - q.log_prob(z) if proposal == "encoder" else 0.0
+            yield z, ratio + likelihood.log_prob(seen)
 
     @torch.no_grad()
     def log_prob(self, x: Any, y: Any = None, samples: int = 1000) -> Tensor:

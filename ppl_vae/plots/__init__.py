@@ -10,6 +10,9 @@ r"""Pictures of a latent variable model: tensors in, a matplotlib :class:`~matpl
 :func:`latents`                   codes z, coloured by label
 :func:`prior_vs_posterior`        draws from p(z) against the aggregate posterior
 :func:`history`                   −ELBO, its two parts and β over the epochs
+:func:`calibration`               ranks of a guide's draws, flat where the guide is the posterior
+:func:`dimensions`                the KL of every latent dimension, shaded where it is not used
+:func:`likelihood`                −log p(x|y) by the number of samples, and k̂ of its weights
 :func:`save`                      a figure as a file, all of it or none of it
 ================================= =======================================================================
 
@@ -29,16 +32,22 @@ nothing has to be closed, and a machine without a display works as well.
 Reference: P. Tol, *Colour Schemes*, 2021 (the label colours: his muted nine, and the orange of his vibrant).
 """
 
+from .calibration import calibration
 from .codes import latents, prior_vs_posterior
 from .curves import history
+from .diagnostics import dimensions
 from .figure import save
 from .images import grid, interpolation, manifold, reconstructions, samples, translations
+from .likelihood import likelihood
 
 __all__ = [
+    "calibration",
+    "dimensions",
     "grid",
     "history",
     "interpolation",
     "latents",
+    "likelihood",
     "manifold",
     "prior_vs_posterior",
     "reconstructions",

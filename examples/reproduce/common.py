@@ -1,0 +1,172 @@
+"""What the rows share: training that can be stopped and gone on with, the measurement, and the file of the result.
+
+A row is a protocol. Every seed of it is a run in a folder of its own, with its state after every epoch; a run that is
+finished is read and not made again. What comes of all seeds is written to ``results/<row>.json``, from which
+``table.py`` makes ``docs/results.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ppl_vae as pv
+
+HERE = Path(__file__).resolve().parent
+
+
+Rows = pv.data.Split | tuple[torch.Tensor, torch.Tensor]
+
+
+def arguments(doc: str | None, seeds: int = 3) -> argparse.ArgumentParser:
+    """The options that every row has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("data"), help="where the data sets are")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="where the runs go")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="where the results go")
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(seeds)))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rows", type=int, help="fewer images: a smoke run, whose numbers mean nothing")
+    parser.add_argument("--epochs", type=int, help="fewer epochs: another protocol, and the result says so")
+    return parser
+
+
+def hardware() -> str:
+    """The machine in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            model = line.split(":")[1].strip()
+            break
+    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def run(
+    row: str,
+    args: argparse.Namespace,
+    make: Callable[[], pv.VAE],
+    train: Rows,
+    valid: Rows,
+    test: Rows,
+    *,
+    epochs: int,
+    samples: int,
+    measure: Callable[[pv.VAE], dict[str, float]] | None = None,
+    **options: Any,
+) -> None:
+    """Train and measure every seed of a row, and write the result.
+
+    Arguments:
+        row: its name.
+        make: the model, freshly initialised.
+        train, valid, test: rows with their labels, or (x, y).
+        epochs: of the protocol.
+        samples: of z for −log p, of the protocol.
+        measure: what else is measured.
+        options: for ``fit``.
+    """
+    asked, epochs = epochs, args.epochs or epochs
+    train, valid, test = (_head(rows, args.rows) for rows in (train, valid, test))
+    for seed in args.seeds:
+        out = args.out / f"{row}-{seed}"
+        if (out / "result.json").exists():
+            continue
+        torch.manual_seed(seed)
+        model, state, clock = make(), out / "state", _Clock(out / "seconds")
+        history = pv.fit(
+            model,
+            train,
+            valid=valid,
+            epochs=epochs,
+            seed=seed,
+            device=args.device,
+            checkpoint=state,
+            resume=state if state.exists() else None,
+            callbacks=[clock],
+            **options,
+        )
+        pv.save(model, out)
+        x, y = (test.x, test.y) if isinstance(test, pv.data.Split) else test
+        found = pv.evaluation.log_likelihood(model, x, y if model.condition is not None else None, samples=samples)
+        best = min(history, key=lambda r: r["valid_neg_elbo"])
+        result = {
+            "seed": seed,
+            "epochs": len(history),
+            "neg_log_prob": -found.mean,
+            "standard_error": found.error,
+            "rows_not_to_be_trusted": int((~found.good).sum()),
+            "valid_neg_elbo": best["valid_neg_elbo"],
+            "best_epoch": best["epoch"],
+            "seconds": clock.total,
+            **({} if measure is None else measure(model)),
+        }
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(found, flush=True)
+    finished = sorted(args.out.glob(f"{row}-*/result.json"))
+    results = [json.loads(path.read_text()) for path in finished]
+    if not results:
+        return
+    values = torch.tensor([r["neg_log_prob"] for r in results], dtype=torch.float64)
+    summary = {
+        "row": row,
+        "command": _command(),
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(),
+        "versions": f"torch {torch.__version__}, ppl_vae {pv.__version__}",
+        "complete": epochs == asked and not args.rows,
+        "epochs": epochs,
+        "samples": samples,
+        "mean": values.mean().item(),
+        "spread": values.std().item() if len(values) > 1 else None,
+        "seeds": results,
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / f"{row}.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"{row}: −log p {summary['mean']:.2f}, {len(results)} seeds")
+
+
+def _command() -> str:
+    """What was typed, less where this machine keeps its files and which seeds were made at once."""
+    typed, words = list(sys.argv[1:]), []
+    while typed:
+        word = typed.pop(0)
+        if word in ("--root", "--out", "--results", "--seeds"):
+            while typed and not typed[0].startswith("--"):
+                typed.pop(0)
+        else:
+            words.append(word)
+    return " ".join(["python", f"examples/reproduce/{Path(sys.argv[0]).name}", *words])
+
+
+def _head(rows: Rows, n: int | None) -> Rows:
+    """The first n rows, or all."""
+    if n is None:
+        return rows
+    return rows.head(n) if isinstance(rows, pv.data.Split) else (rows[0][:n], rows[1][:n])
+
+
+class _Clock:
+    """A callback that adds up the seconds of training over all calls."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.last = path, time.perf_counter()
+        self.total = float(path.read_text()) if path.exists() else 0.0
+
+    def __call__(self, vae: pv.VAE, history: pv.History) -> None:
+        now = time.perf_counter()
+        self.total, self.last = self.total + now - self.last, now
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(str(self.total))

@@ -1,0 +1,75 @@
+"""The files of a run that the command line writes and reads: all of a file or none of it, and no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import data
+from ..errors import CheckpointError
+from ..evaluation import Evaluation
+
+__all__ = ["read_evaluation", "write_evaluation", "write_json", "write_whole"]
+
+
+def write_evaluation(out: Path, result: Evaluation, split: data.Split, more: Mapping[str, Any] | None = None) -> None:
+    """Write ``evaluation.json``, the means, and ``evaluation.npz``, all values and which rows they are of."""
+    columns: dict[str, Any] = {name: values.numpy() for name, values in result.values.items()}
+    columns |= {"_rows": _fingerprint(split), "_samples": result.samples, "_density": result.density}
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)
+    write_whole(out / "evaluation.npz", buffer.getvalue())
+    write_json(out / "evaluation.json", {**result.to_dict(), **(more or {})})
+
+
+def read_evaluation(run: str) -> tuple[Evaluation, str]:
+    """Return what ``evaluate`` found for a run, and a fingerprint of the rows.
+
+    Raises:
+        CheckpointError: if it has not been evaluated, or the file is damaged.
+    """
+    path = Path(run) / "evaluation.npz"
+    try:
+        # Opened here because numpy, given a path, leaves a damaged file open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            values = {name: torch.from_numpy(file[name]) for name in file.files if not name.startswith("_")}
+            samples, density, rows = int(file["_samples"]), bool(file["_density"]), str(file["_rows"])
+        if not values or len({v.shape for v in values.values()}) > 1:
+            raise ValueError(f"no columns of one length in it: {list(values)}")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not there: run ppl-vae evaluate {run} first") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: damaged ({error}): run ppl-vae evaluate {run} again") from error
+    return Evaluation(values, samples, density), rows
+
+
+def _fingerprint(split: data.Split) -> str:
+    sha = hashlib.sha256()
+    for tensor in (split.x, split.y):
+        if tensor is not None:
+            sha.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
+            sha.update(tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values, one line each."""
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, all of it or none of it."""
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+r"""Several models on the same rows: what lies between them, and how sure that is.
+
+.. math:: \Delta = \frac1N \sum_i (a_i - b_i), \qquad \mathrm{se}(\Delta)^2 = \frac1N \mathrm{Var}_i (a_i - b_i)
+
+A row that is hard for one model is hard for the next, so the error of a difference is a fraction of that of a mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DataError
+from .summary import Evaluation, mean_and_error
+
+__all__ = ["Comparison", "compare"]
+
+_COLUMNS = {"neg_log_prob": "−log p(x|y)", "neg_elbo": "−ELBO", "kl": "KL", "reconstruction": "reconstruction"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations by name, of the same rows; ``str`` makes the table, whose differences are from the first."""
+
+    evaluations: Mapping[str, Evaluation]
+
+    @property
+    def terms(self) -> list[str]:
+        """What all of them have."""
+        return [t for t in _COLUMNS if all(t in e.values for e in self.evaluations.values())]
+
+    def difference(self, name: str, term: str = "neg_log_prob") -> tuple[float, float]:
+        """Return how much more of a term it has than the first, with the standard error, paired by row; in nats."""
+        first = next(iter(self.evaluations.values()))
+        return mean_and_error(self.evaluations[name].values[term] - first.values[term])
+
+    def __str__(self) -> str:
+        wide = max(4, *map(len, self.evaluations))
+        rows = next(iter(self.evaluations.values())).rows
+        lines = [f"{rows} rows, nats per datum; differences from the first, paired by row"]
+        for term in self.terms:
+            lines.append(
+                f"\n{_COLUMNS[term]:{wide}s} {'mean':>10s} {'std. error':>11s} {'difference':>11s} {'std. error':>11s}"
+            )
+            for name, evaluation in self.evaluations.items():
+                numbers = *evaluation.terms[term], *self.difference(name, term)
+                cells = f"{numbers[0]:10.3f} {numbers[1]:11.3f}"
+                first = name == next(iter(self.evaluations))
+                lines.append(f"{name:{wide}s} {cells}" + ("" if first else f" {numbers[2]:+11.3f} {numbers[3]:11.3f}"))
+        for name, evaluation in self.evaluations.items():
+            if not evaluation.density:
+                lines.append(f"{name}: grey values under a Bernoulli: not a density")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, for JSON."""
+        return {
+            name: {
+                term: dict(
+                    zip(
+                        ("mean", "standard_error", "difference", "standard_error_of_difference"),
+                        (*evaluation.terms[term], *self.difference(name, term)),
+                        strict=True,
+                    )
+                )
+                for term in self.terms
+            }
+            for name, evaluation in self.evaluations.items()
+        }
+
+
+def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
+    """Put evaluations of the same rows side by side.
+
+    Arguments:
+        evaluations: by name, the first being what the others are compared with; that the rows are the same, in the same
+            order, is for the caller to know.
+
+    Raises:
+        DataError: for fewer than two, or different numbers of rows, or nothing that all of them have.
+
+    Example:
+        >>> x = torch.zeros(8, 4)
+        >>> found = {n: pv.evaluate(pv.vae((4,), n, likelihood="Gaussian"), x, samples=10) for n in (1, 2)}
+        >>> compare({f"{n} features": e for n, e in found.items()}).difference("1 features")
+        (0.0, 0.0)
+    """
+    rows = {name: e.rows for name, e in evaluations.items()}
+    if len(rows) < 2 or len(set(rows.values())) > 1:
+        raise DataError(f"compare: expected two or more evaluations of the same rows, got {rows or 'none'}")
+    comparison = Comparison(dict(evaluations))
+    if not comparison.terms:
+        raise DataError(
+            f"compare: expected evaluations with a term in common, got {[list(e.values) for e in evaluations.values()]}"
+        )
+    return comparison

@@ -1,0 +1,354 @@
+r"""Is y used? Four questions to a model that is conditional on a label.
+
+.. math::
+    \hat y(x) = \arg\max_y\, [\log p(x \mid y) + \log p(y)], \qquad
+    \Delta = \log p(x \mid y) - \overline{\log p(x \mid y')}_{y' \ne y}, \qquad
+    \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid y)\bigr), \qquad I(z; y)
+
+A decoder that ignores y gives Δ = 0, and a classifier no better than the frequencies of the labels. An encoder that
+puts y into z gives an information between them; where the prior does not depend on y, that is a leak: what is generated
+with another y keeps some of the old one.
+
+The information is bounded from below by any classifier of z. Here it is the one that knows the aggregate posterior of
+every label, without the row that z was drawn from (with it, each z would be known by its own row, leak or none), and
+with an exponent τ that lets it be less sure:
+
+.. math:: I(z; y) = H(y) - H(y \mid z) \ge H(y) + \mathbb{E}\bigl[\log r_\tau(y \mid z)\bigr], \qquad
+    r_\tau(y \mid z) \propto p(y)\, q(z \mid y)^\tau, \quad 0 \le \tau \le 1
+
+References: The IM Algorithm: A Variational Approach to Information Maximization (Barber and Agakov, 2003), for the
+bound; Are Generative Classifiers More Robust to Adversarial Attacks? (Li, Bradshaw and Sharma, 2019), for the
+classifier.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..devices import seeded
+from ..errors import ConfigError, LabelError, PartError
+from ..model import VAE
+from ..parts import check_positive
+from .aggregate import divergence, log_density_sums, mean_and_error, posterior
+from .likelihood import log_likelihood
+from .modes import evaluating
+
+__all__ = ["LabelUse", "check_labels", "label_classes", "label_use"]
+
+# How many draws of the prior for every label say how much it tells of y; no model is decoded for them.
+_PRIOR_DRAWS = 1000
+# A difference of so many standard errors is taken for one: two-sided, one false alarm in a million.
+_SURE = 4.89
+
+
+@dataclass(frozen=True)
+class LabelUse:
+    """What :func:`label_use` found; ``str`` makes the table, ``finding`` says it in words.
+
+    ``terms`` holds means with their standard errors over the rows, ``labels`` the labels that were tried, ``p_y`` their
+    probabilities, ``log_prob`` (labels, N) what every row is worth under each, in nats, and ``predicted`` (N,) the
+    label that the generative classifier gives it. ``by_label`` has a column for every label. ``untrusted`` are the
+    shares of the log p whose Pareto k̂ is too large, or unknown, under the right label and under wrong ones.
+    """
+
+    rows: int
+    samples: int
+    labels: list[int]
+    p_y: Tensor
+    terms: dict[str, tuple[float, float]]
+    by_label: dict[str, Tensor]
+    log_prob: Tensor
+    predicted: Tensor
+    untrusted: tuple[float, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.terms[name][0]
+
+    @property
+    def finding(self) -> str:
+        """Whether the decoder uses y, and whether z carries it."""
+        drop, error = self.terms["drop"]
+        sure = drop > _SURE * error and drop > 1e-6
+        used = f"y is used: with a wrong label log p(x|y) falls by {drop:.2f} ± {error:.2f} nats"
+        unused = f"y is not seen to be used: a wrong label costs {drop:z.3f} ± {error:.3f} nats"
+        leak, error = self.terms["leakage"]
+        entropy, prior = self["entropy"], self["prior_information"]
+        beyond = leak - prior
+        if beyond <= _SURE * error or beyond <= 0.01 * entropy:
+            told = "more of y than the prior does" if prior > 0.01 * entropy else "anything of y"
+            said = f"z is not seen to tell {told}"
+        else:
+            share = f"{leak:.2f} of the {entropy:.2f} nats of y"
+            than = f", where the prior has {prior:.2f}" if prior > 0.01 * entropy else ": y leaks into z"
+            said = f"z tells at least {share}{than}"
+        return f"{used if sure else unused}; {said}."
+
+    def __str__(self) -> str:
+        head = f"{self.rows} rows, {len(self.labels)} labels"
+        lines = [f"{head:58s} {'mean':>10s} {'std. error':>11s}"]
+        names = {
+            "accuracy": f"accuracy of argmax log p(x|y) + log p(y), {self.samples} samples",
+            "chance": "  always the most frequent label",
+            "log_posterior": "log p(y|x) of the right label, nats",
+            "drop": "drop in log p(x|y) with a wrong label, nats",
+            "kl": "KL(q(z|x,y) ‖ p(z|y)), nats",
+            "leakage": "I(z; y) under q, at least, nats",
+            "leakage_accuracy": "  accuracy of y told from z",
+            "prior_information": "I(z; y) under the prior, nats",
+            "entropy": "H(y), nats",
+        }
+        for name, text in names.items():
+            mean, error = self.terms[name]
+            lines.append(f"{text:58s} {mean:z10.3f}" + ("" if math.isnan(error) else f" {error:11.3f}"))
+        if any(self.untrusted):
+            right, wrong = self.untrusted
+            lines.append(
+                f"k̂ speaks against {right:.1%} of the log p(x|y) under the right label and {wrong:.1%} under wrong "
+                "ones: they may be too low; take more samples"
+            )
+        lines += ["", f"{'label':>5s} {'rows':>7s} {'accuracy':>9s} {'drop':>10s} {'KL':>10s} {'taken for':>14s}"]
+        columns = [self.by_label[name].tolist() for name in ("rows", "accuracy", "drop", "kl", "confused", "share")]
+        for label, rows, accuracy, drop, kl, confused, share in zip(self.labels, *columns, strict=True):
+            mistaken = f"{int(confused)} ({share:.1%})" if share else "–"
+            lines.append(f"{label:5d} {int(rows):7d} {accuracy:9.1%} {drop:z10.3f} {kl:10.3f} {mistaken:>14s}")
+        return "\n".join([*lines, "", self.finding])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, for JSON; what is known row by row is left out."""
+        return {
+            "rows": self.rows,
+            "samples": self.samples,
+            "unit": "nats per datum; accuracies are shares",
+            **{
+                name: {"mean": mean, "standard_error": None if math.isnan(error) else error}
+                for name, (mean, error) in self.terms.items()
+            },
+            "labels": self.labels,
+            "p_y": self.p_y.tolist(),
+            "not_to_be_trusted": dict(zip(("right_label", "wrong_label"), self.untrusted, strict=True)),
+            "by_label": {
+                name: [None if math.isnan(value) else value for value in column.tolist()]
+                for name, column in self.by_label.items()
+            },
+            "finding": self.finding,
+        }
+
+
+@torch.no_grad()
+def label_use(
+    vae: VAE,
+    x: Any,
+    y: Any,
+    *,
+    p_y: Any = None,
+    samples: int = 100,
+    draws: int = 5,
+    batch_size: int = 250,
+    seed: int = 0,
+) -> LabelUse:
+    r"""Say whether a model conditional on a label uses it, and whether z carries it too.
+
+    ===================== ==============================================================================================
+    ``accuracy``          of the generative classifier :math:`\arg\max_y [\log p(x \mid y) + \log p(y)]`
+    ``chance``            that of naming the most frequent label
+    ``log_posterior``     :math:`\log p(y \mid x)` of the right label by Bayes' rule, which punishes false certainty
+    ``drop``              :math:`\log p(x \mid y)` minus its mean over the wrong labels, row by row
+    ``kl``                :math:`\mathrm{KL}(q(z \mid x, y) \| p(z \mid y))`
+    ``leakage``           a lower bound on I(z; y) for z from q, which is H(y) at most
+    ``leakage_accuracy``  how often the classifier behind that bound is right
+    ``prior_information`` I(z; y) for z from p(z|y), zero for a prior without y
+    ``entropy``           H(y)
+    ===================== ==============================================================================================
+
+    Every log p(x|y) is an importance-sampled bound, by :func:`~ppl_vae.evaluation.log_likelihood`. Under a wrong label
+    it is looser, so the drop, if anything, is overstated; more samples tell.
+
+    Arguments:
+        vae: conditional on one integer label.
+        x: (N, *x_shape).
+        y: (N,) integers, two rows of every label or more.
+        p_y: (classes,), the probabilities p(y) that the classifier goes by; by default the frequencies in y. A label
+            of probability zero is not tried.
+        samples: of z for every log p(x|y).
+        draws: of z from q for each row, for the leakage.
+        batch_size: rows at a time, where codes are compared.
+        seed: of the draws; the caller's generators are left as they were.
+
+    Returns:
+        A :class:`LabelUse`.
+
+    Raises:
+        PartError: for a model that is not conditional on one integer label.
+        LabelError: unless there is a label a row, and two rows of each of two labels.
+        ConfigError: for a p_y that is none.
+        NoDensityError: for a model without a prior, or with an encoder that gives a point.
+
+    Example:
+        >>> vae = pv.cvae((4,), 2, 3, likelihood="Gaussian")
+        >>> found = label_use(vae, torch.randn(12, 4), torch.arange(12) % 3, samples=5)
+        >>> found.labels, list(found.log_prob.shape), round(found["entropy"], 3)
+        ([0, 1, 2], [3, 12], 1.099)
+    """
+    check_positive(samples=samples, draws=draws, batch_size=batch_size)
+    classes = label_classes(vae, "label_use")
+    x, y = torch.as_tensor(x), check_labels(y, len(x))
+    VAE.check(vae, x, y)
+    counts = y.bincount(minlength=classes)
+    if (counts > 0).sum() < 2 or (counts == 1).any():
+        raise LabelError(
+            f"label_use: expected two rows or more of each of two labels or more, got {counts.tolist()} rows of the "
+            f"labels 0 … {classes - 1}"
+        )
+    p = _probabilities(p_y, counts)
+    labels = p.nonzero()[:, 0]
+    with evaluating(vae), seeded(seed, vae._beta.device):
+        estimates = [log_likelihood(vae, x, k, samples=samples, seed=None, progress=False) for k in labels]
+        kl, z = _rates(vae, x, y, draws, batch_size)
+        scores = _label_scores(vae, x, y, z, batch_size)
+        prior = _prior_information(vae, labels, (counts.double() / len(y))[labels])
+    log_prob = torch.stack([estimate.values for estimate in estimates])
+    right, bad = labels[:, None] == y, ~torch.stack([estimate.good for estimate in estimates])
+    log_posterior = (log_prob + p[labels].log()[:, None]).log_softmax(0)
+    predicted = labels[log_posterior.argmax(0)]
+    truth = log_prob[right.T.nonzero()[:, 1], torch.arange(len(y))]
+    drop = truth - (log_prob.sum(0) - truth) / (len(labels) - 1)
+    hit = (predicted == y).double()
+    frequency = counts[counts > 0].double() / len(y)
+    entropy = -(frequency * frequency.log()).sum().item()
+    told, told_right = _told(scores, y, counts)
+    exact = math.nan
+    return LabelUse(
+        rows=len(x),
+        samples=samples,
+        labels=labels.tolist(),
+        p_y=p[labels],
+        terms={
+            "accuracy": mean_and_error(hit),
+            "chance": (counts.max().item() / len(y), exact),
+            "log_posterior": mean_and_error(log_posterior.T[right.T]),
+            "drop": mean_and_error(drop),
+            "kl": mean_and_error(kl),
+            "leakage": mean_and_error(told + entropy),
+            "leakage_accuracy": mean_and_error(told_right),
+            "prior_information": mean_and_error(prior),
+            "entropy": (entropy, exact),
+        },
+        by_label=_by_label(labels, y, predicted, {"accuracy": hit, "drop": drop, "kl": kl}),
+        log_prob=log_prob,
+        predicted=predicted,
+        untrusted=(bad[right].double().mean().item(), bad[~right].double().mean().item()),
+    )
+
+
+def label_classes(vae: VAE, asked: str) -> int:
+    """Return how many labels a model is conditional on.
+
+    Raises:
+        PartError: unless its condition is one integer label.
+    """
+    classes = getattr(vae.condition, "classes", None)
+    if vae.condition is None or getattr(vae.condition, "y_shape", ()) != () or not isinstance(classes, int):
+        got = "none" if vae.condition is None else type(vae.condition).__name__
+        raise PartError(
+            f"{asked}: expected a model conditional on one integer label, such as cvae(...) or "
+            f"condition=OneHot(classes), got the condition {got}; one of your own says so with an attribute `classes`"
+        )
+    return classes
+
+
+def check_labels(y: Any, rows: int) -> Tensor:
+    """Return y (N,) as whole numbers on the CPU.
+
+    Raises:
+        LabelError: unless there is one for every row.
+    """
+    y = torch.as_tensor([] if y is None else y).cpu()
+    if y.shape != (rows,) or y.is_floating_point() or y.dtype == torch.bool:
+        raise LabelError(f"y: expected one integer label for each of {rows} rows, got {y.dtype} {tuple(y.shape)}")
+    return y.long()
+
+
+def _probabilities(p_y: Any, counts: Tensor) -> Tensor:
+    """P(y) (classes,), the frequencies unless given."""
+    p = counts.double() / counts.sum() if p_y is None else torch.as_tensor(p_y).cpu().double()
+    if p.shape != counts.shape or not (p >= 0).all() or not abs(p.sum().item() - 1) < 1e-4:
+        raise ConfigError(f"p_y: expected {len(counts)} probabilities that add up to one, got {p.tolist()}")
+    if missing := ((counts > 0) & (p == 0)).nonzero()[:, 0].tolist():
+        raise ConfigError(f"p_y: expected p > 0 for every label of the data, got 0 for {missing}")
+    return p / p.sum()
+
+
+def _rates(vae: VAE, x: Tensor, y: Tensor, draws: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """KL(q ‖ p) of every row, (N,), and draws of z, (N, draws, latent)."""
+    kls, zs = [], []
+    for i in range(0, len(x), batch_size):
+        rows = x[i : i + batch_size], y[i : i + batch_size]
+        q = posterior(vae, *rows)
+        z = q.rsample((draws,)) if q.has_rsample else q.sample((draws,))
+        kls.append(divergence(q, vae.prior_given(rows[1]), z)[0])
+        zs.append(z.movedim(0, 1))
+    return torch.cat(kls).cpu(), torch.cat(zs)
+
+
+def _label_scores(vae: VAE, x: Tensor, y: Tensor, z: Tensor, batch_size: int) -> Tensor:
+    """Log q(z | y) of every draw under every label of the data, without its own row: (N, draws, labels)."""
+    scores, places = [], z.flatten(0, 1)
+    for label in y.unique():
+        rows = (y == label).nonzero()[:, 0]
+        own = torch.full((len(y),), -1).index_copy(0, rows, torch.arange(len(rows)))
+        own = own.to(z.device).repeat_interleave(z.shape[1])
+        at = rows.to(x.device)
+        _, others = log_density_sums(vae, x[at], y[rows], places, own, batch_size)
+        scores.append(others - (len(rows) - (own >= 0).double()).log())
+    # A support that ends gives −∞, for which an exponent of zero would be no number.
+    return torch.stack(scores, -1).unflatten(0, z.shape[:2]).clamp(min=-1e30).cpu()
+
+
+def _told(scores: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Log r_τ(y | z), and how often its largest is right, for every row, at the best τ in [0, 1]."""
+    present = counts > 0
+    log_p = (counts[present].double() / len(y)).log()
+    right = (present.cumsum(0) - 1)[y].view(-1, 1, 1).expand(-1, scores.shape[1], 1)
+    scores = scores - scores.amax(-1, keepdim=True)
+
+    def log_r(tau: float) -> Tensor:
+        return (log_p + tau * scores).log_softmax(-1)
+
+    def slope(tau: float) -> float:
+        return (scores.gather(-1, right)[..., 0] - (log_r(tau).exp() * scores).sum(-1)).mean().item()
+
+    # The mean of log r is concave in τ.
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+    found = log_r(low)
+    hits = (log_r(1.0).argmax(-1) == right[..., 0]).double()
+    return found.gather(-1, right)[..., 0].mean(1), hits.mean(1)
+
+
+def _prior_information(vae: VAE, labels: Tensor, frequency: Tensor) -> Tensor:
+    """Log p(z | y) − log p(z) of draws from the prior, whose mean is I(z; y): (draws,)."""
+    p, told = vae.prior_given(labels), []
+    z, log_p_y = p.sample((_PRIOR_DRAWS,)), frequency.log()
+    for k in range(len(labels)):
+        every = p.log_prob(z[:, k : k + 1].expand_as(z)).double().cpu()
+        told.append(every[:, k] - (every + log_p_y).logsumexp(-1))
+    return torch.stack(told, -1) @ frequency
+
+
+def _by_label(labels: Tensor, y: Tensor, predicted: Tensor, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over the rows of each label, and the label it is taken for most often when it is not seen as itself."""
+    of = [(y == label) for label in labels]
+    table = {"rows": torch.stack([rows.sum() for rows in of])}
+    table |= {name: torch.stack([column[rows].mean() for rows in of]) for name, column in columns.items()}
+    wrong = [predicted[rows & (predicted != y)] for rows in of]
+    table["confused"] = torch.stack([w.mode().values if len(w) else torch.tensor(-1) for w in wrong])
+    share = [(w == c).sum() / max(1, int(n)) for w, c, n in zip(wrong, table["confused"], table["rows"], strict=True)]
+    table["share"] = torch.stack(share).double()
+    return table

@@ -1,0 +1,355 @@
+r"""How probable is a datum? log p(x | y) of each by importance sampling, and how far that number is to be trusted.
+
+.. math:: \hat p = \frac1S \sum_{s=1}^S w_s, \qquad
+    w_s = \frac{p(z_s \mid y)\, p(x \mid z_s, y)}{r(z_s)}, \qquad z_s \sim r
+
+:math:`\hat p` is unbiased, so :math:`\log \hat p` is below log p(x | y) in the mean, by about half its variance. Beside
+it stand
+
+.. math:: \mathrm{ESS} = \frac{(\sum_s w_s)^2}{\sum_s w_s^2}, \qquad
+    \mathrm{se}(\log \hat p)^2 \approx \frac{S}{S - 1} \Bigl(\frac1{\mathrm{ESS}} - \frac1S\Bigr)
+
+and k̂ of :mod:`~ppl_vae.evaluation.pareto`, which tells whether these two mean anything. Weights are never kept: four
+sums go on while they stream by.
+
+Reference:
+    Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..capture import CaptureWarning, TwoStages
+from ..devices import cuda_devices, seeded
+from ..errors import CaptureError, ConfigError, NonFiniteError
+from ..model import VAE
+from ..parts import check_positive
+from .modes import evaluating
+from .pareto import good_below, pareto_k, tail_length
+
+__all__ = ["LogLikelihood", "log_likelihood"]
+
+Backend = Literal["auto", "off", "graph", "inductor"]
+
+# Rows whose samples are drawn side by side. Few, as each then has many samples a chunk.
+_ROWS = 64
+# How many decoded numbers it takes until a recording, and a compilation, has paid for itself.
+_WORTH_RECORDING, _WORTH_COMPILING = 2e8, 4e9
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Estimates of log p(x | y), a row each, in nats; ``str`` makes the table.
+
+    Attributes:
+        values: (N,), log p̂.
+        standard_error: (N,), of each by its weights' spread; NaN for one sample.
+        ess: (N,), how many equally good samples the weights are worth, of ``samples``.
+        pareto_k: (N,), k̂; NaN for fewer than 25 samples.
+        samples: how many each is the mean of.
+        curve: (points, N), the same after the first 1, 2, 5, 10, ... samples.
+        points: after how many.
+        proposal: where z was drawn from.
+        bits: of a dimension, what a nat of a row is worth, where a dimension is one of 256 levels; else None.
+        density: whether p is one.
+    """
+
+    values: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    samples: int
+    curve: Tensor
+    points: tuple[int, ...]
+    proposal: str = "encoder"
+    bits: float | None = None
+    density: bool = True
+
+    @property
+    def mean(self) -> float:
+        """Of log p̂ over rows."""
+        return self.values.mean().item()
+
+    @property
+    def error(self) -> float:
+        """The standard error of :attr:`mean` over rows: how well so few rows tell what others would give."""
+        return _error(self.values)
+
+    @property
+    def monte_carlo_error(self) -> float:
+        """What of it comes from the draws of z: the standard error with these very rows."""
+        return self.standard_error.square().sum().sqrt().item() / len(self.values)
+
+    @property
+    def good(self) -> Tensor:
+        """(N,), whether k̂ < min(1 − 1/log₁₀ S, 0.7)."""
+        return self.pareto_k < good_below(self.samples)
+
+    def warning(self) -> str | None:
+        """Return what is to stand beside the number, or None where there is nothing to say against it."""
+        bad, limit = int((~self.good).sum()), good_below(self.samples)
+        if not bad:
+            return None
+        if tail_length(self.samples) < 5:
+            return f"{self.samples} samples are too few to tell whether they are enough: take 25 or more"
+        return (
+            f"k̂ ≥ {limit:.2f} for {bad} of {len(self.good)} rows: a few draws decide their log p, which may be far too "
+            "low; take more samples, or another proposal"
+        )
+
+    def __str__(self) -> str:
+        of = {"encoder": "q(z|x,y)", "prior": "p(z|y)"}[self.proposal]
+        k = self.pareto_k
+        lines = [
+            f"{f'{len(self.values)} rows, {self.samples} samples of {of} each':40s} {'mean':>10s} {'std. error':>11s}",
+            f"{'−log p(x|y), nats':40s} {-self.mean:10.3f} {self.error:11.3f}",
+        ]
+        if self.bits is not None:
+            lines.append(
+                f"{'the same in bits per dimension':40s} {-self.bits * self.mean:10.4f} {self.bits * self.error:11.4f}"
+            )
+        lines.append(f"{'  of the error, from sampling':40s} {'':10s} {self.monte_carlo_error:11.4f}")
+        lines.append(f"{'effective samples: median, least':40s} {self.ess.median():10.1f} {self.ess.min():11.1f}")
+        lines.append(f"{'Pareto k̂: median, largest':40s} {k.median():10.2f} {k.max():11.2f}")
+        steps = [f"{n}: {-row.mean():.3f}" for n, row in zip(self.points, self.curve, strict=True)]
+        lines.append("by number of samples  " + "  ".join(steps))
+        if not self.density:
+            lines.append("grey values under a Bernoulli: not a density")
+        return "\n".join(lines if (warning := self.warning()) is None else [*lines, f"warning: {warning}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, for JSON; rows are summed up."""
+        return {
+            "rows": len(self.values),
+            "samples": self.samples,
+            "proposal": self.proposal,
+            "density": self.density,
+            "unit": "nats per datum",
+            "log_prob": {
+                "mean": self.mean,
+                "standard_error": _plain(self.error),
+                "monte_carlo_error": _plain(self.monte_carlo_error),
+            },
+            "ess": {"median": self.ess.median().item(), "least": self.ess.min().item()},
+            "pareto_k": {"median": _plain(self.pareto_k.median()), "largest": _plain(self.pareto_k.max())},
+            "rows_not_to_be_trusted": int((~self.good).sum()),
+            "curve": {str(n): row.mean().item() for n, row in zip(self.points, self.curve, strict=True)},
+        }
+
+
+def _plain(value: Tensor | float) -> float | None:
+    """A number that JSON has: None for one that is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _error(values: Tensor) -> float:
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+@torch.no_grad()
+def log_likelihood(
+    vae: VAE,
+    x: Any,
+    y: Any = None,
+    *,
+    samples: int = 5000,
+    proposal: Literal["encoder", "prior"] = "encoder",
+    memory: int | None = None,
+    capture: Backend = "auto",
+    precision: Literal["32", "bf16-mixed"] = "32",
+    seed: int | None = 0,
+    progress: bool = True,
+) -> LogLikelihood:
+    """Estimate log p(x | y) of every row, with a standard error, effective sample size and Pareto k̂.
+
+    Arguments:
+        vae: the model; it is measured in ``eval()`` mode, and left in the mode it was in.
+        x: (N, *x_shape), and y as elsewhere.
+        samples: of z for a row; exactly so many.
+        proposal: what z is drawn from, q(z | x, y) or p(z | y).
+        memory: how many numbers of decoded x are held at a time, whatever ``samples`` is: by default 2²² (16 MB in
+            float32), on CUDA 2²⁸.
+        capture: "off" runs the model as it is; "graph" records it once and replays it; "inductor" compiles that;
+            "auto" does what pays for so many samples, and what the model allows.
+        precision: "32", or "bf16-mixed" for matrix products in bfloat16.
+        seed: of the draws; the caller's generators are left as they were.
+        progress: show a bar.
+
+    Raises:
+        DataError, ShapeError, LabelError: as ``vae.check``.
+        NoDensityError: if the model has no prior, or its encoder gives a point and is to propose.
+        NonFiniteError: for a weight that is NaN or infinite.
+        CaptureError: if the model cannot be recorded, and "graph" or "inductor" was asked for.
+
+    Example:
+        >>> vae = pv.vae((4,), 2, likelihood="Gaussian")
+        >>> result = log_likelihood(vae, torch.zeros(3, 4), samples=100, progress=False)
+        >>> result.values.shape, result.samples, result.points
+        (torch.Size([3]), 100, (1, 2, 5, 10, 20, 50, 100))
+    """
+    check_positive(samples=samples, **({} if memory is None else {"memory": memory}))
+    if capture not in ("auto", "off", "graph", "inductor"):
+        raise ConfigError(f"capture: expected 'auto', 'off', 'graph' or 'inductor', got {capture!r}")
+    if precision not in ("32", "bf16-mixed"):
+        raise ConfigError(f"precision: expected '32' or 'bf16-mixed', got {precision!r}")
+    vae.check(x, y)
+    device = vae._beta.device
+    x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+    if memory is None:
+        memory = 2**28 if device.type == "cuda" else 2**22
+    work = len(x) * samples * vae.numbers(x[:1])
+    wanted = capture != "auto"
+    if not wanted:
+        capture = "off" if work < _WORTH_RECORDING else "graph" if work < _WORTH_COMPILING else "inductor"
+    every = y is None or not vae.per_row(y)
+    found = []
+    with evaluating(vae), seeded(seed, device), tqdm(total=len(x), unit="row", disable=not progress) as bar:
+        estimator = Estimator(vae, samples, y if every else None, proposal, memory, capture, precision)
+        try:
+            estimator.prepare(x, None if every else y)
+        except CaptureError as error:
+            if wanted:
+                raise
+            warnings.warn(f"log_likelihood: running the model as it is: {error}", CaptureWarning, stacklevel=2)
+        for i in range(0, len(x), estimator.rows):
+            some = slice(i, i + estimator.rows)
+            found.append(estimator(x[some], None if every else y[some]))
+            bar.update(len(x[some]))
+    values, deviation, ess, k, curve = (torch.cat(column, -1).cpu() for column in zip(*found, strict=True))
+    wrong = values.isnan() | (values == math.inf)
+    if wrong.any():
+        raise NonFiniteError(
+            f"log_likelihood: a weight of row {int(wrong.nonzero()[0])} is not finite: expected finite log-densities; "
+            "look at that row, and at the parameters of the model"
+        )
+    levels = getattr(vae.likelihood, "levels", None)
+    return LogLikelihood(
+        values,
+        deviation,
+        ess,
+        k,
+        samples,
+        curve,
+        estimator.points,
+        proposal,
+        bits=1 / (math.log(2) * x[0].numel()) if levels == 256 else None,
+        density=getattr(vae.likelihood, "density", True),
+    )
+
+
+def _points(samples: int) -> tuple[int, ...]:
+    """1, 2, 5, 10, 20, ..., and all."""
+    steps = [m * 10**e for e in range(len(str(samples))) for m in (1, 2, 5)]
+    return tuple(sorted({*(s for s in steps if s < samples), samples}))
+
+
+class Estimator:
+    """What :func:`log_likelihood` does with a few rows at a time: it runs the model itself, or a recording of it.
+
+    Arguments:
+        vae: in ``eval()`` mode.
+        samples: as there, and so are the others.
+        y: one for all rows.
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        samples: int,
+        y: Tensor | None = None,
+        proposal: Literal["encoder", "prior"] = "encoder",
+        memory: int = 2**22,
+        capture: str = "off",
+        precision: Literal["32", "bf16-mixed"] = "32",
+    ) -> None:
+        self.vae, self.samples, self.y, self.proposal = vae, samples, y, proposal
+        self.memory, self.capture, self.precision = memory, capture, precision
+        self.points, self.rows, self.chunk = _points(samples), _ROWS, samples
+        self.recorded: TwoStages | None = None
+
+    def prepare(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Record a chunk for rows like these; all have one shape, and what is too much of the last is dropped."""
+        if self.capture == "off":
+            return
+        decodings = max(1, self.memory // self.vae.numbers(x[:1]))
+        rows = min(_ROWS, len(x), decodings)
+        self.chunk = math.ceil(self.samples / math.ceil(self.samples / (decodings // rows)))
+        inputs = self._moved(x[:rows], None if y is None else y[:rows])
+        compile, devices = self.capture == "inductor", cuda_devices(self.vae._beta.device)
+        self.recorded = TwoStages(self._chunk, inputs, compile=compile, precision=self.precision, devices=devices)
+        self.rows = rows
+
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return log p̂ (n,), its standard error, the effective sample size and k̂, and the curve (points, n)."""
+        tensors, n = self._moved(x, y), len(x)
+        sums = _Sums(n, self.samples, self.points, tensors[0].device)
+        if self.recorded is None:
+            chunks = iter(self._weights(tensors[0], None if y is None else tensors[1], self.samples))
+            # The model alone is to run in bfloat16.
+            while (log_w := self._next(chunks)) is not None:
+                sums.add(log_w)
+            return sums.result()
+        self.recorded.prepare(*(torch.cat([t, t[-1:].expand(self.rows - n, *t.shape[1:])]) for t in tensors))
+        for done in range(0, self.samples, self.chunk):
+            sums.add(self.recorded()[: self.samples - done, :n])
+        return sums.result()
+
+    def _next(self, chunks: Iterator[Tensor]) -> Tensor | None:
+        with torch.autocast(self.vae._beta.device.type, torch.bfloat16, enabled=self.precision != "32"):
+            return next(chunks, None)
+
+    def _moved(self, x: Tensor, y: Tensor | None) -> list[Tensor]:
+        x = x.to(self.vae._beta)
+        return [x] if y is None else [x, y.to(x.device)]
+
+    def _weights(self, x: Tensor, y: Tensor | None, samples: int) -> Iterator[Tensor]:
+        y = self.y if y is None else y
+        return self.vae.log_weights(x, y, samples, proposal=self.proposal, memory=self.memory)
+
+    def _chunk(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.cat(list(self._weights(x, y, self.chunk)))
+
+
+class _Sums:
+    """What is kept of the weights of a few rows: Σw, Σw², the largest, and Σw after some of them, in logarithms."""
+
+    def __init__(self, rows: int, samples: int, points: tuple[int, ...], device: torch.device) -> None:
+        self.samples, self.points, self.seen = samples, points, 0
+        nothing = torch.full((rows,), -math.inf, dtype=torch.float64, device=device)
+        self.first, self.second = nothing, nothing
+        self.largest = nothing.expand(0, rows)
+        self.curve: list[Tensor] = []
+
+    def add(self, log_w: Tensor) -> None:
+        log_w = log_w.double()
+        end, start = self.seen + len(log_w), 0
+        for point in self.points:
+            if self.seen < point <= end:
+                upto = point - self.seen
+                self.first = torch.logaddexp(self.first, log_w[start:upto].logsumexp(0))
+                self.curve.append(self.first - math.log(point))
+                start = upto
+        if start < len(log_w):
+            self.first = torch.logaddexp(self.first, log_w[start:].logsumexp(0))
+        self.second = torch.logaddexp(self.second, (2 * log_w).logsumexp(0))
+        self.seen = end
+        # The tail, and the next smaller one as its threshold.
+        top = torch.cat([self.largest, log_w])
+        keep = min(len(top), tail_length(self.samples) + 1, self.samples)
+        self.largest = top.topk(keep, 0, sorted=False).values
+
+    def result(self) -> tuple[Tensor, ...]:
+        # Where all weights are zero, so is what they are worth.
+        ess = (2 * self.first - self.second).exp().nan_to_num(0.0)
+        S = self.samples
+        error = ((1 / ess - 1 / S).clamp(min=0) * (S / (S - 1) if S > 1 else math.nan)).sqrt()
+        return self.first - math.log(S), error, ess, pareto_k(self.largest), torch.stack(self.curve)

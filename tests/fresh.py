@@ -1,0 +1,80 @@
+"""The statistical tests over and over, with a fresh seed each time: `make fresh` runs them 200 times.
+
+Each holds α = 1e-6 for a right library, so that a failure is a mistake, in the library or in the test. What was found
+is written to ``docs/fresh.md``, one row for each time this was run; ``PPL_VAE_SEED=... pytest -m fresh`` repeats a
+failure.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOG = ROOT / "docs" / "fresh.md"
+HEAD = """# Statistical tests with fresh seeds
+
+`make fresh` runs every test that involves chance over and over, each time with another seed, and adds a row here. Each
+test holds α = 1e-6, so no failure is what a right library gives.
+
+| seeds | runs | tests a run | failures | seconds a run |
+|---|---|---|---|---|
+"""
+
+
+class Count:
+    """A plugin that counts how many tests ran, and keeps the names of those that failed."""
+
+    def __init__(self) -> None:
+        self.ran, self.failed = 0, list[str]()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test once, by its call; one that cannot even be set up has failed."""
+        self.ran += report.when == "call"
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+def marked() -> list[str]:
+    """The files with a marked test: to collect the others would take longer than the tests."""
+    tests = sorted((ROOT / "tests").glob("test_*.py"))
+    return [str(path) for path in tests if "pytest.mark.fresh" in path.read_text(encoding="utf-8")]
+
+
+def row(first: int, counts: list[Count], seconds: float) -> str:
+    """A line of the table, which names what failed."""
+    failures = [f"{name} ({first + i})" for i, count in enumerate(counts) for name in count.failed]
+    told = f"{len(failures)}: {', '.join(failures)}" if failures else "0"
+    tests = "…".join(str(n) for n in sorted({count.ran for count in counts}))
+    last = first + len(counts) - 1
+    return f"| {first}…{last} | {len(counts)} | {tests} | {told} | {seconds / len(counts):.1f} |\n"
+
+
+def main(runs: int) -> int:
+    """Run so many times; return how many tests failed."""
+    first, counts, started = secrets.randbelow(2**31), list[Count](), time.perf_counter()
+    options = ["-q", "--no-header", "--tb=short", "-m", "fresh", *marked()]
+    try:
+        for i in range(runs):
+            os.environ["PPL_VAE_SEED"] = str(first + i)
+            count = Count()
+            code = pytest.main(options, plugins=[count])
+            if code not in (0, 1):
+                raise SystemExit(f"pytest: {code!r}")
+            counts.append(count)
+            print(f"{i + 1} of {runs}, seed {first + i}: {count.ran} tests, {len(count.failed)} failed", flush=True)
+    except KeyboardInterrupt:
+        pass  # What was run counts.
+    if counts:
+        text = LOG.read_text(encoding="utf-8") if LOG.exists() else HEAD
+        LOG.write_text(text + row(first, counts, time.perf_counter() - started), encoding="utf-8")
+    return sum(len(count.failed) for count in counts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 200) > 0)

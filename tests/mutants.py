@@ -1,0 +1,461 @@
+"""The suite itself is tested: the library broken in one place at a time, and every time a test must notice.
+
+`make mutants` copies the package and its tests to a temporary folder, replaces one text there, runs a few tests that
+should see it, and prints which did. Before that the same tests must pass on the copy as it is. It exits with 1 if a
+mutant survives, if its text is no longer in the file exactly once, or if the tests could not run at all.
+
+To add one: what would be a plausible mistake, the file, the text as it stands, what to write instead, and the tests
+that are to see it, as few and as fast as will do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """A mistake: in ``file``, ``instead`` stands for ``text``; ``tests`` are to see it."""
+
+    name: str
+    file: str
+    text: str
+    instead: str
+    tests: str
+
+
+MUTANTS = [
+    # The two programs
+    Mutant(
+        "the KL counts twice",
+        "model/programs.py",
+        "poutine.scale(scale=self._beta)",
+        "poutine.scale(scale=2 * self._beta)",
+        "test_truth.py::test_elbo_without_chance",
+    ),
+    Mutant(
+        "β in the model alone",
+        "model/programs.py",
+        "with self._plate(size, total), self._kl_weight():\n            return",
+        "with self._plate(size, total):\n            return",
+        "test_model.py::test_beta_weighs_the_kl_and_nothing_else",
+    ),
+    Mutant(
+        "a batch stands for its share of the data, not for all",
+        "model/programs.py",
+        "poutine.scale(scale=total / size)",
+        "poutine.scale(scale=size / total)",
+        "test_truth.py::test_exact_posterior_stock_losses",
+    ),
+    Mutant(
+        "z is detached",
+        "model/programs.py",
+        "as_pyro(self.likelihood(z, c))",
+        "as_pyro(self.likelihood(z.detach(), c))",
+        "test_truth.py::test_gradient_without_chance",
+    ),
+    Mutant(
+        "unseen pixels count",
+        "model/programs.py",
+        "p = _only_seen(p, mask)",
+        "_only_seen(p, mask)",
+        "test_model.py::test_the_masked_likelihood_is_the_sum_over_seen_pixels",
+    ),
+    Mutant(
+        "the encoder is shown what is unseen",
+        "model/programs.py",
+        "x = _seen(x, mask)\n        return torch.cat",
+        "return torch.cat",
+        "test_model.py::test_unseen_values_reach_neither_loss_nor_gradients",
+    ),
+    # Importance weights
+    Mutant(
+        "weights without log q",
+        "model/vae.py",
+        "p.log_prob(z) - q.log_prob(z) if",
+        "p.log_prob(z) if",
+        "test_truth.py::test_exact_posterior_log_weights",
+    ),
+    Mutant(
+        "p and q change places in the weights",
+        "model/vae.py",
+        "p.log_prob(z) - q.log_prob(z) if",
+        "q.log_prob(z) - p.log_prob(z) if",
+        "test_truth.py::test_exact_posterior_log_weights",
+    ),
+    Mutant(
+        "β in an evaluation",
+        "model/vae.py",
+        "yield z, ratio + likelihood.log_prob(seen)",
+        "yield z, self.beta * ratio + likelihood.log_prob(seen)",
+        "test_evaluation.py::test_beta_is_never_applied",
+    ),
+    Mutant(
+        "one draw for all samples",
+        "model/vae.py",
+        "z = draw((min(chunk, samples - done),))",
+        "z = draw((1,)).expand(min(chunk, samples - done), *[-1] * (1 + len(q.batch_shape)))",
+        "test_truth.py::test_importance_weights_are_unbiased",
+    ),
+    Mutant(
+        "the mean of the logarithms",
+        "model/vae.py",
+        "total = torch.logaddexp(total, log_w.double().logsumexp(0))",
+        "total = torch.logaddexp(total, log_w.double().mean(0) + math.log(len(log_w)))",
+        "test_truth.py::test_log_prob_is_log_mean_exp_of_the_weights",
+    ),
+    Mutant(
+        "log-mean-exp without the mean",
+        "model/vae.py",
+        "(total - math.log(samples))",
+        "(total - math.log(1))",
+        "test_truth.py::test_exact_posterior_log_prob_needs_one_sample",
+    ),
+    # Objectives
+    Mutant(
+        "the KL is added",
+        "objectives/by_hand.py",
+        "- beta * kl_gaussian(",
+        "+ beta * kl_gaussian(",
+        "test_truth.py::test_elbo_without_chance",
+    ),
+    Mutant(
+        "no ½ log 2π",
+        "objectives/by_hand.py",
+        "0.5 * torch.log(2 * math.pi * variance)",
+        "0.5 * torch.log(variance)",
+        "test_truth.py::test_elbo_without_chance",
+    ),
+    Mutant(
+        "the mean over pixels",
+        "objectives/by_hand.py",
+        "len(p.event_shape)).sum(-1)",
+        "len(p.event_shape)).mean(-1)",
+        "test_truth.py::test_elbo_without_chance",
+    ),
+    Mutant(
+        "the mean over latent features",
+        "objectives/by_hand.py",
+        "squares - 0.5).sum(-1)",
+        "squares - 0.5).mean(-1)",
+        "test_truth.py::test_elbo_without_chance",
+    ),
+    Mutant(
+        "KL(p ‖ q) for KL(q ‖ p)",
+        "objectives/by_hand.py",
+        "kl = kl_divergence(q, p)",
+        "kl = kl_divergence(p, q)",
+        "test_truth.py::test_elbo_without_chance",
+    ),
+    Mutant(
+        "β in the terms that are reported",
+        "objectives/by_hand.py",
+        "return reconstruction, kl.expand_as(reconstruction)",
+        "return reconstruction, vae.beta * kl.expand_as(reconstruction)",
+        "test_objectives.py::test_terms_ignore_beta",
+    ),
+    Mutant(
+        "IWAE without − log k",
+        "objectives/bounds.py",
+        "log_w.logsumexp(0) - math.log(len(log_w))",
+        "log_w.logsumexp(0)",
+        "test_bounds.py::test_at_the_exact_posterior_every_bound_is_the_evidence",
+    ),
+    Mutant(
+        "log-mean-exp over the rows",
+        "objectives/bounds.py",
+        "log_w.logsumexp(0) - math.log(len(log_w))",
+        "log_w.logsumexp(-1) - math.log(log_w.shape[-1])",
+        "test_bounds.py::test_the_bound_is_the_one_written_as_a_loop",
+    ),
+    Mutant(
+        "the size of the data inside the exponent",
+        "objectives/bounds.py",
+        "_summed(tempered(site, scale), dims)",
+        "_summed(site['log_prob'], dims)",
+        "test_bounds.py::test_the_bound_is_the_one_written_as_a_loop",
+    ),
+    Mutant(
+        "DReG with w̃ for w̃²: sticking the landing at k > 1",
+        "objectives/bounds.py",
+        "return w - beta * w * (1 - w)",
+        "return w",
+        "test_bounds.py::test_dreg_has_the_mean_of_iwaes_gradient",
+    ),
+    Mutant(
+        "DReG forgets β",
+        "objectives/bounds.py",
+        "return w - beta * w * (1 - w)",
+        "return w.square()",
+        "test_bounds.py::test_dreg_has_the_mean_of_iwaes_gradient",
+    ),
+    Mutant(
+        "α for 1 − α",
+        "objectives/bounds.py",
+        "order = 1 - self.alpha",
+        "order = self.alpha",
+        "test_bounds.py::test_the_orders_of_the_renyi_bound",
+    ),
+    Mutant(
+        "free bits are a ceiling",
+        "objectives/constrained.py",
+        "return kl.clamp(min=self.nats)",
+        "return kl.clamp(max=self.nats)",
+        "test_constrained.py::test_free_bits_by_hand",
+    ),
+    Mutant(
+        "free bits for every row, before the mean",
+        "objectives/constrained.py",
+        "kl.reshape(-1, kl.shape[-1]).mean(0) for kl in kls",
+        "self.constrain(kl).reshape(-1, kl.shape[-1]).mean(0) for kl in kls",
+        "test_constrained.py::test_free_bits_by_hand",
+    ),
+    Mutant(
+        "the KL of a batch counts once",
+        "objectives/constrained.py",
+        "beta * rows * self.constrain(mean).sum()",
+        "beta * self.constrain(mean).sum()",
+        "test_constrained.py::test_without_bits_it_is_the_elbo",
+    ),
+    # Parts
+    Mutant(
+        "σ² for σ in the encoder",
+        "encoders/gaussian.py",
+        "return dist.Normal(loc, (0.5 * log_variance.clamp(*self.clamp)).exp()).to_event(1)",
+        "return dist.Normal(loc, log_variance.clamp(*self.clamp).exp()).to_event(1)",
+        "test_truth.py::test_exact_posterior_log_weights",
+    ),
+    Mutant(
+        "no to_event in the encoder",
+        "encoders/gaussian.py",
+        "return dist.Normal(loc, (0.5 * log_variance.clamp(*self.clamp)).exp()).to_event(1)",
+        "return dist.Normal(loc, (0.5 * log_variance.clamp(*self.clamp)).exp())",
+        "test_truth.py::test_exact_posterior_log_weights",
+    ),
+    Mutant(
+        "the encoder ignores y",
+        "encoders/base.py",
+        "self.network((x - self.shift) / self.scale, c)",
+        "self.network((x - self.shift) / self.scale, None if c is None else torch.zeros_like(c))",
+        "test_truth.py::test_exact_posterior_log_weights",
+    ),
+    Mutant(
+        "x as it is for x standardised",
+        "encoders/base.py",
+        "self.network((x - self.shift) / self.scale, c)",
+        "self.network(x, c)",
+        "test_contracts.py::test_the_encoders_standardise_x",
+    ),
+    Mutant(
+        "the prior ignores y",
+        "priors.py",
+        "loc, log_variance = self.network(None, c).chunk(2, -1)",
+        "loc, log_variance = self.network(None, torch.zeros_like(c)).chunk(2, -1)",
+        "test_contracts.py::test_the_context_matters",
+    ),
+    Mutant(
+        "σ² for σ in the prior",
+        "priors.py",
+        "return dist.Normal(loc, (0.5 * log_variance.clamp(*self.clamp)).exp()).to_event(1)",
+        "return dist.Normal(loc, log_variance.clamp(*self.clamp).exp()).to_event(1)",
+        "test_contracts.py::test_the_learned_prior_has_log_variances",
+    ),
+    Mutant(
+        "the first rows for pseudo-inputs",
+        "priors.py",
+        "torch.randperm(len(x))[: self.components]",
+        "torch.arange(len(x))[: self.components]",
+        "test_priors.py::test_pseudo_inputs_start_from_distinct_rows_and_once",
+    ),
+    Mutant(
+        "a probability for a logit",
+        "likelihoods/unit.py",
+        "return family(logits=self.raw(z, c))",
+        "return family(logits=self.raw(z, c).sigmoid())",
+        "test_contracts.py::test_bernoulli_and_binomial_take_logits",
+    ),
+    Mutant(
+        "the likelihood ignores y",
+        "likelihoods/base.py",
+        "return self.network(z, c)",
+        "return self.network(z, None if c is None else torch.zeros_like(c))",
+        "test_truth.py::test_exact_posterior_log_weights",
+    ),
+    # Densities
+    Mutant(
+        "no ½ log 2π in a cross-entropy",
+        "distributions/divergences.py",
+        "(0.5 * math.log(2 * math.pi) + base",
+        "(base",
+        "test_densities.py::test_the_divergence_of_a_correlated_gaussian_from_a_diagonal_one",
+    ),
+    Mutant(
+        "a chain without its second density",
+        "distributions/chain.py",
+        "return self.first.log_prob(z) + second.log_prob(w)",
+        "return self.first.log_prob(z)",
+        "test_densities.py::test_a_chain_integrates_to_one",
+    ),
+    Mutant(
+        "draws of a mixture that do not move with its weights",
+        "distributions/mixtures.py",
+        "log_weights = self.mixture_distribution.logits.unsqueeze(-1) + log_normal",
+        "log_weights = self.mixture_distribution.logits.detach().unsqueeze(-1) + log_normal",
+        "test_densities.py::test_a_draw_of_a_mixture_moves_so_that_the_density_follows",
+    ),
+    # Labels that are missing, training, evaluation
+    Mutant(
+        "labels are sampled, not summed out",
+        "semisupervised.py",
+        "torch.where(y >= 0, known.to(log_q), log_q.exp())",
+        "torch.where(y >= 0, known.to(log_q), torch.zeros_like(log_q).scatter(0, log_q.exp().T.multinomial(1).T, 1.0))",
+        "test_semisupervised.py::test_all_labels_missing_is_pyros_enumeration",
+    ),
+    Mutant(
+        "a partial batch weighs as much as a full one",
+        "training.py",
+        '"loss": sums["loss"] * batches.batch_size / rows',
+        '"loss": sums["loss"] / batches.steps',
+        "test_training.py::test_history_and_parameters_are_those_of_a_loop_by_hand",
+    ),
+    Mutant(
+        "an average of averages in validation",
+        "training.py",
+        "torch.stack(elbo_terms(vae, x, y, 1, *mask), -1) for",
+        "torch.stack(elbo_terms(vae, x, y, 1, *mask), -1).mean(0, keepdim=True) for",
+        "test_training.py::test_validation_means_count_the_rows_there_are",
+    ),
+    Mutant(
+        "an evaluation in training mode",
+        "evaluation/modes.py",
+        "    vae.eval()\n",
+        "",
+        "test_evaluation.py::test_leaves_everything_as_it_was",
+    ),
+    Mutant(
+        "the standard error of a sum for that of a mean",
+        "evaluation/likelihood.py",
+        "(1 / ess - 1 / S)",
+        "(S / ess - 1)",
+        "test_log_likelihood.py::test_sums_by_hand",
+    ),
+    Mutant(
+        "weights before a point of the curve count twice",
+        "evaluation/likelihood.py",
+        "                start = upto\n",
+        "",
+        "test_log_likelihood.py::test_sums_by_hand",
+    ),
+    Mutant(
+        "a code is scored by its own row too",
+        "evaluation/aggregate.py",
+        "            log_q[at, column[at]] = -math.inf\n",
+        "",
+        "test_labels.py::test_leave_one_out_by_hand",
+    ),
+    Mutant(
+        "a comparison that is not paired",
+        "evaluation/comparison.py",
+        "self.evaluations[name].values[term] - first.values[term])",
+        "self.evaluations[name].values[term] - first.values[term].mean())",
+        "test_log_likelihood.py::test_comparison_is_paired",
+    ),
+    Mutant(
+        "every move of the annealing is accepted",
+        "evaluation/annealing.py",
+        "accepted = _accept(rate)",
+        "accepted = _accept(torch.ones_like(rate))",
+        "test_annealing.py::test_moves_leave_their_target_as_it_is",
+    ),
+    Mutant(
+        "temperatures of the annealing from the first on",
+        "evaluation/annealing.py",
+        "log_w += (following - t) * u.double()",
+        "log_w += (following - ladder[1]) * u.double()",
+        "test_annealing.py::test_from_the_exact_posterior_every_weight_is_the_evidence",
+    ),
+    Mutant(
+        "the upper bound with the sign of the lower one",
+        "evaluation/annealing.py",
+        "upper=None if z is None else -log_mean[1]",
+        "upper=None if z is None else log_mean[1]",
+        "test_annealing.py::test_from_the_exact_posterior_every_weight_is_the_evidence",
+    ),
+    Mutant(
+        "ties count as below",
+        "evaluation/calibration.py",
+        "return below + (torch.rand(ties.shape, dtype=torch.float64, device=z.device) * (ties + 1)).long()",
+        "return below + ties",
+        "test_calibration.py::test_equal_draws_are_in_random_order",
+    ),
+]
+
+
+def broken(mutant: Mutant) -> str:
+    """The source with the mistake in it.
+
+    Raises:
+        LookupError: if the text is not in the file exactly once.
+    """
+    source = (ROOT / "ppl_vae" / mutant.file).read_text(encoding="utf-8")
+    if source.count(mutant.text) != 1:
+        raise LookupError(f"{mutant.name}: {source.count(mutant.text)} times in {mutant.file}: {mutant.text!r}")
+    return source.replace(mutant.text, mutant.instead)
+
+
+def run(tests: list[str], mutant: Mutant | None = None) -> subprocess.CompletedProcess[str]:
+    """Pytest on a copy of the library, with the mistake in it or as it is, until the first test that fails."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for tree in ("ppl_vae", "tests"):
+            shutil.copytree(ROOT / tree, folder / tree, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in ("conftest.py", "setup.cfg"):
+            shutil.copy(ROOT / file, folder)
+        if mutant is not None:
+            (folder / "ppl_vae" / mutant.file).write_text(broken(mutant), encoding="utf-8")
+        environment = os.environ | {"PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", *(f"tests/{t}" for t in tests)]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def killed_by(mutant: Mutant) -> tuple[bool, str]:
+    """Whether the tests noticed, and which, or why not."""
+    found = run([mutant.tests], mutant)
+    failed = re.search(r"^FAILED tests/(.+?)(?: - .*)?$", found.stdout, re.MULTILINE)
+    if found.returncode == 1 and failed:
+        return True, failed[1]
+    return False, f"ERROR: {found.stdout[-2000:]}{found.stderr[-2000:]}" if found.returncode else "SURVIVED"
+
+
+def main() -> int:
+    """Try every mutant, as many at a time as there are processors; return how many were not killed."""
+    started = time.perf_counter()
+    for mutant in MUTANTS:
+        broken(mutant)
+    whole = run(sorted({mutant.tests for mutant in MUTANTS}))
+    if whole.returncode:
+        print(whole.stdout, whole.stderr, "the tests fail on the library as it is")
+        return len(MUTANTS)
+    alive = 0
+    print(f"{'mutant':56s} killed by")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, (killed, told) in zip(MUTANTS, pool.map(killed_by, MUTANTS), strict=True):
+            alive += not killed
+            print(f"{mutant.name:56s} {told}", flush=True)
+    minutes = (time.perf_counter() - started) / 60
+    print(f"{len(MUTANTS) - alive} of {len(MUTANTS)} killed, {minutes:.1f} minutes")
+    return alive
+
+
+if __name__ == "__main__":
+    sys.exit(main() > 0)

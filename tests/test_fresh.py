@@ -1,0 +1,62 @@
+"""Tests that involve chance have a seed that a run can choose; all others have none but 0."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ppca import Ppca
+
+
+def drawn():
+    return torch.initial_seed(), Ppca().generator.initial_seed()
+
+
+@pytest.mark.fresh
+def test_a_statistical_test_has_the_seed_of_the_run(seed):
+    """Torch's generator, and that of the data, which is another one."""
+    assert seed == int(os.environ.get("PPL_VAE_SEED", 0))
+    assert drawn() == (seed, -seed % 2**32)
+
+
+def test_any_other_test_has_a_seed_of_zero(seed):
+    assert seed == 0
+    assert drawn() == (0, 0)
+
+
+@pytest.fixture
+def plugin(pytestconfig):
+    return pytestconfig.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
+
+
+def test_a_fresh_run_draws_a_seed_unless_it_has_one(plugin, monkeypatch):
+    monkeypatch.setenv("PPL_VAE_SEED", "")
+
+    def configured(expression):
+        plugin.pytest_configure(SimpleNamespace(getoption=lambda name: expression))
+        return os.environ.get("PPL_VAE_SEED")
+
+    seeds = []
+    for _ in range(2):
+        monkeypatch.delenv("PPL_VAE_SEED")
+        assert configured("") is None
+        seeds.append(configured("fresh"))
+        assert 0 <= int(seeds[-1]) < 2**31
+        assert configured("fresh") == seeds[-1]
+    assert seeds[0] != seeds[1]
+
+
+@pytest.mark.fresh
+def test_a_failure_says_the_seed(plugin, request, seed):
+    def sections(item, failed):
+        hook = plugin.pytest_runtest_makereport(item)
+        next(hook)
+        with pytest.raises(StopIteration) as stop:
+            hook.send(SimpleNamespace(failed=failed, sections=[]))
+        return stop.value.value.sections
+
+    assert sections(request.node, failed=True) == [("seed", f"PPL_VAE_SEED={seed}")]
+    assert sections(request.node, failed=False) == []
+    unmarked = SimpleNamespace(get_closest_marker=lambda name: None)
+    assert sections(unmarked, failed=True) == []

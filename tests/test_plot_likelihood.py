@@ -1,0 +1,34 @@
+"""The picture of a log-likelihood: what is drawn is what was given."""
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_vae import plots
+from ppl_vae.errors import ShapeError
+
+CURVE = -torch.tensor([[9.0, 8.0, 10.0], [7.0, 7.0, 8.0], [6.5, 6.0, 7.0]])
+
+
+def test_lines_and_bars():
+    figure = plots.likelihood([1, 10, 100], CURVE, torch.tensor([0.1, 0.9, -torch.inf]), limit=0.5, title="all")
+    left, right = figure.axes
+    points, means = left.lines[0].get_data()
+    assert list(points) == [1, 10, 100]
+    np.testing.assert_allclose(means, [9.0, 22 / 3, 6.5])
+    assert left.get_xscale() == "log"
+    assert sum(bar.get_height() for bar in right.patches) == 2
+    assert "1 of 2 rows" in right.texts[0].get_text()
+    assert right.lines[0].get_xdata()[0] == 0.5
+    assert figure.get_suptitle() == "all"
+
+
+def test_one_panel_and_one_row():
+    assert len(plots.likelihood([1, 10, 100], CURVE).axes) == 1
+    assert len(plots.likelihood([1, 10, 100], CURVE[:, :1]).axes) == 1
+
+
+@pytest.mark.parametrize("curve", [CURVE[:2], CURVE[0]])
+def test_refuses_another_number_of_points(curve):
+    with pytest.raises(ShapeError, match="3, N"):
+        plots.likelihood([1, 10, 100], curve)

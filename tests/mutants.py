@@ -337,7 +337,7 @@ MUTANTS = [
     ),
     Mutant(
         "an evaluation in training mode",
-        "evaluation/modes.py",
+        "evaluation/measuring.py",
         "    vae.eval()\n",
         "",
         "test_evaluation.py::test_leaves_everything_as_it_was",

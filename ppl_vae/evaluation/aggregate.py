@@ -19,7 +19,7 @@ from ..distributions import is_point
 from ..errors import NoDensityError
 from ..model import VAE
 
-__all__ = ["divergence", "log_density_sums", "mean_and_error", "posterior", "row_wise"]
+__all__ = ["divergence", "log_density_sums", "posterior", "row_wise"]
 
 # How many numbers z − μ are held at a time, for pairs of a z and a component.
 _CHUNK = 2**22
@@ -58,12 +58,6 @@ def divergence(q: Any, p: Any, z: Tensor) -> tuple[Tensor, Tensor]:
         return kl_divergence(q, p).expand(q.batch_shape).double(), sampled
     except NotImplementedError:
         return sampled.mean(0), sampled
-
-
-def mean_and_error(column: Tensor) -> tuple[float, float]:
-    """Return the mean of rows (N,) and its standard error, NaN for a single row."""
-    column = column.double()
-    return column.mean().item(), column.std().item() / math.sqrt(len(column)) if len(column) > 1 else math.nan
 
 
 def log_density_sums(

@@ -38,8 +38,7 @@ from ..distributions import as_pyro, is_point
 from ..errors import ConfigError, LabelError, NoDensityError, NonFiniteError, PartError, ShapeError
 from ..model import VAE
 from ..parts import check_positive
-from .modes import evaluating
-from .summary import mean_and_error
+from .measuring import evaluating, mean_and_error
 
 __all__ = ["Bounds", "bounds", "simulate"]
 

@@ -33,7 +33,7 @@ from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError
 from ..model import VAE
 from ..parts import check_positive
-from .modes import evaluating
+from .measuring import evaluating
 
 __all__ = ["Calibration", "calibration"]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
-from .summary import Evaluation, mean_and_error
+from .measuring import mean_and_error
+from .summary import Evaluation
 
 __all__ = ["Comparison", "compare"]
 

@@ -31,8 +31,8 @@ from torch.distributions import Independent, kl_divergence
 from ..devices import seeded
 from ..model import VAE
 from ..parts import check_positive
-from .aggregate import divergence, log_density_sums, mean_and_error, posterior, row_wise
-from .modes import evaluating
+from .aggregate import divergence, log_density_sums, posterior, row_wise
+from .measuring import evaluating, mean_and_error
 
 __all__ = ["Diagnostics", "diagnostics"]
 

@@ -34,9 +34,9 @@ from ..devices import seeded
 from ..errors import ConfigError, LabelError, PartError
 from ..model import VAE
 from ..parts import check_positive
-from .aggregate import divergence, log_density_sums, mean_and_error, posterior
+from .aggregate import divergence, log_density_sums, posterior
 from .likelihood import log_likelihood
-from .modes import evaluating
+from .measuring import evaluating, mean_and_error
 
 __all__ = ["LabelUse", "check_labels", "label_classes", "label_use"]
 

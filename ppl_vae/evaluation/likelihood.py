@@ -33,7 +33,7 @@ from ..devices import cuda_devices, seeded
 from ..errors import CaptureError, ConfigError, NonFiniteError
 from ..model import VAE
 from ..parts import check_positive
-from .modes import evaluating
+from .measuring import evaluating, mean_and_error
 from .pareto import good_below, pareto_k, tail_length
 
 __all__ = ["LogLikelihood", "log_likelihood"]
@@ -42,6 +42,8 @@ Backend = Literal["auto", "off", "graph", "inductor"]
 
 # Rows whose samples are drawn side by side. Few, as each then has many samples a chunk.
 _ROWS = 64
+# A stream of its own for a seed: x that were drawn with seed 0 would meet the very z that made them.
+_STREAM = 0x6C6F_6770
 # How many decoded numbers it takes until a recording, and a compilation, has paid for itself.
 _WORTH_RECORDING, _WORTH_COMPILING = 2e8, 4e9
 
@@ -82,7 +84,7 @@ class LogLikelihood:
     @property
     def error(self) -> float:
         """The standard error of :attr:`mean` over rows: how well so few rows tell what others would give."""
-        return _error(self.values)
+        return mean_and_error(self.values)[1]
 
     @property
     def monte_carlo_error(self) -> float:
@@ -151,10 +153,6 @@ def _plain(value: Tensor | float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _error(values: Tensor) -> float:
-    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
 @torch.no_grad()
 def log_likelihood(
     vae: VAE,
@@ -212,7 +210,8 @@ def log_likelihood(
         capture = "off" if work < _WORTH_RECORDING else "graph" if work < _WORTH_COMPILING else "inductor"
     every = y is None or not vae.per_row(y)
     found = []
-    with evaluating(vae), seeded(seed, device), tqdm(total=len(x), unit="row", disable=not progress) as bar:
+    stream = None if seed is None else seed ^ _STREAM
+    with evaluating(vae), seeded(stream, device), tqdm(total=len(x), unit="row", disable=not progress) as bar:
         estimator = Estimator(vae, samples, y if every else None, proposal, memory, capture, precision)
         try:
             estimator.prepare(x, None if every else y)

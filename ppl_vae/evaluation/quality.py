@@ -29,10 +29,9 @@ from ..devices import seeded
 from ..errors import DataError, LabelError, ShapeError
 from ..model import VAE
 from ..parts import check_positive
-from .aggregate import mean_and_error
 from .judge import Judge, train_judge
 from .labels import check_labels, label_classes
-from .modes import evaluating
+from .measuring import evaluating, mean_and_error
 
 __all__ = ["Quality", "fid", "kid", "quality"]
 

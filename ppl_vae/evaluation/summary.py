@@ -8,7 +8,6 @@ Always at β = 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +21,9 @@ from ..model import VAE
 from ..objectives import elbo_terms
 from ..parts import check_positive
 from .likelihood import LogLikelihood, log_likelihood
-from .modes import evaluating
+from .measuring import evaluating, mean_and_error
 
-__all__ = ["Evaluation", "evaluate", "mean_and_error"]
+__all__ = ["Evaluation", "evaluate"]
 
 
 _NAMES = {
@@ -85,12 +84,6 @@ class Evaluation:
             **terms,
             **({} if self.likelihood is None else {"likelihood": self.likelihood.to_dict()}),
         }
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Return a mean over rows, and its standard error, NaN for one row."""
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return values.mean().item(), error
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ format: $(VENV)/installed-test
 
 # Twenty minutes or so on a quiet machine; what it prints is worth nothing on a busy one.
 bench: $(VENV)/installed
-	for name in step_time epoch_time scaling cold_start; do $(BIN)/python benchmarks/$$name.py --save || exit 1; done
+	for name in step_time epoch_time scaling cold_start likelihood; do $(BIN)/python benchmarks/$$name.py --save || exit 1; done
 
 # Every prior under every likelihood, encoder and objective: half an hour on two cores.
 matrix: $(VENV)/installed-test

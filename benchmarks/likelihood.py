@@ -90,7 +90,7 @@ def pythae(args: Any, batch: int, workers: list[Worker]) -> Run:
 def main() -> None:
     """Run the benchmark."""
     parser = common.parser(__doc__, rounds=7)
-    parser.add_argument("--rows", type=int, default=64, help="images (default: 64)")
+    parser.add_argument("--rows", type=int, default=8, help="images (default: 8)")
     parser.add_argument("--samples", type=int, default=5000, help="of z for each (default: 5000)")
     args = parser.parse_args()
     if args.quick:

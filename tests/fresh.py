@@ -59,20 +59,17 @@ def main(runs: int) -> int:
     """Run so many times; return how many tests failed."""
     first, counts, started = secrets.randbelow(2**31), list[Count](), time.perf_counter()
     options = ["-q", "--no-header", "--tb=short", "-m", "fresh", *marked()]
-    try:
-        for i in range(runs):
-            os.environ["PPL_VAE_SEED"] = str(first + i)
-            count = Count()
-            code = pytest.main(options, plugins=[count])
-            if code not in (0, 1):
-                raise SystemExit(f"pytest: {code!r}")
-            counts.append(count)
-            print(f"{i + 1} of {runs}, seed {first + i}: {count.ran} tests, {len(count.failed)} failed", flush=True)
-    except KeyboardInterrupt:
-        pass  # What was run counts.
-    if counts:
-        text = LOG.read_text(encoding="utf-8") if LOG.exists() else HEAD
-        LOG.write_text(text + row(first, counts, time.perf_counter() - started), encoding="utf-8")
+    before = LOG.read_text(encoding="utf-8") if LOG.exists() else HEAD
+    for i in range(runs):
+        os.environ["PPL_VAE_SEED"] = str(first + i)
+        count = Count()
+        code = pytest.main(options, plugins=[count])
+        if code not in (0, 1):
+            raise SystemExit(f"pytest: {code!r}")
+        counts.append(count)
+        # After every run, so that one that is interrupted has its row too.
+        LOG.write_text(before + row(first, counts, time.perf_counter() - started), encoding="utf-8")
+        print(f"{i + 1} of {runs}, seed {first + i}: {count.ran} tests, {len(count.failed)} failed", flush=True)
     return sum(len(count.failed) for count in counts)
 
 

@@ -2,7 +2,7 @@
 
 python examples/reproduce/static_best.py
 
-What was chosen was chosen on validation images: see ``docs/results.md``.
+What was chosen was chosen on validation images.
 """
 
 import functools

@@ -1,9 +1,11 @@
 """Make docs/results.md out of results/*.json.
 
-python examples/reproduce/table.py
+python examples/reproduce/table.py                      into docs/results.md, from the results that are committed
+python examples/reproduce/table.py FOLDER PAGE          another folder of results, another page
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,8 @@ def line(cells: list[str]) -> str:
 
 def main() -> None:
     """Write the page."""
-    results = {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
+    folder, target = (Path(word) for word in sys.argv[1:3]) if sys.argv[1:] else (HERE / "results", PAGE)
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     page = [
         "# Results",
         "",
@@ -115,8 +118,8 @@ def main() -> None:
             page.append(line([prior, mean_and_spread(values), str(len(values)), f"`{found['command']}`"]))
     machines = sorted({f"{r['hardware']} ({r['versions']})" for r in results.values()})
     page += ["", "Hardware: " + "; ".join(machines) + "."]
-    PAGE.write_text("\n".join(page) + "\n")
-    print(PAGE)
+    target.write_text("\n".join(page) + "\n")
+    print(target)
 
 
 if __name__ == "__main__":

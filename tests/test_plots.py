@@ -475,6 +475,7 @@ def every_figure():
         "history": lambda: plots.history(EPOCHS),
         "calibration": lambda: plots.calibration(torch.arange(400)[:, None] % 100),
         "dimensions": lambda: plots.dimensions(z[0].square()),
+        "likelihood": lambda: plots.likelihood([1, 10], -x.flatten(1)[:2], x[0, 0, 0]),
     }
 
 

@@ -18,7 +18,7 @@ Nothing here trains a model, and nothing here knows β: what is measured is the 
 ============================================ ==========================================================
 """
 
-from .annealing import Bounds, bounds, simulate
+from .annealing import Bounds, bounds
 from .audit import Audit, AuditRow, audit
 from .calibration import Calibration, calibration
 from .comparison import Comparison, compare
@@ -27,6 +27,7 @@ from .judge import Judge, train_judge
 from .labels import LabelUse, label_use
 from .likelihood import LogLikelihood, log_likelihood
 from .quality import Quality, fid, kid, quality
+from .simulation import simulate
 from .summary import Evaluation, evaluate
 
 __all__ = [

@@ -28,30 +28,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..devices import seeded
 from ..distributions import as_pyro, is_point
-from ..errors import ConfigError, LabelError, NoDensityError, NonFiniteError, PartError, ShapeError
+from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError
 from ..model import VAE
 from ..parts import check_positive
 from .measuring import evaluating, mean_and_error
 
-__all__ = ["Bounds", "bounds", "simulate"]
+__all__ = ["Bounds", "bounds"]
 
 # How many numbers of decoded x, raw ones included, are held at a time: 16 MB in float32, and 256 on a CUDA device.
 _CHUNK, _CHUNK_CUDA = 2**22, 2**26
 # The preliminary run: so many chains; at least so many moves, and so many more before the first step size is read off;
 # what acceptance it aims at, and how much log(step) changes for one that is off by a unit.
 _PILOTS, _MOVES, _FIRST_MOVES, _ACCEPTANCE, _RATE = 4, 50, 20, 0.9, 0.5
-# The largest force, so that z stays finite.
-_FORCE = 1e10
-# What makes another stream of a seed, for data and for chains. From one stream, draws of a measurement would begin with
-# the very z that made the data: importance sampling with 64 of them was 2 nats too high.
-_DATA, _CHAINS = 0x5DEECE66D, 0x2545F4914F6CDD1D
+# The largest force, so that z stays finite; and from how far out a trajectory is given up.
+_FORCE, _FAR = 1e10, 1e4
+# Another stream of a seed than the data's: see simulation.py.
+_CHAINS = 0x2545F4914F6CDD1D
 
 
 @dataclass(frozen=True)
@@ -121,49 +119,6 @@ class Bounds:
 
 
 @torch.no_grad()
-def simulate(
-    vae: VAE, n: int, y: Any = None, *, batch_size: int = 250, seed: int = 0
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Draw data with the z that made them, which is an exact draw from their posterior p(z|x,y).
-
-    Arguments:
-        vae: the model, in ``eval()`` mode.
-        n: how many rows.
-        y: one for every row, or one for all.
-        batch_size: rows at a time.
-        seed: of the draws; the caller's generators are left as they were.
-
-    Returns:
-        x (n, *x_shape), y (n, ...) or None, and z (n, latent).
-
-    Raises:
-        LabelError: if there are not n of y, or y is missing, unwanted or none of the condition's.
-        NoDensityError: if the model has no prior.
-
-    Example:
-        >>> x, y, z = simulate(pv.cvae((4,), 2, 3), 6, y=torch.arange(6) % 3)
-        >>> x.shape, y.shape, z.shape
-        (torch.Size([6, 4]), torch.Size([6]), torch.Size([6, 2]))
-    """
-    check_positive(n=n, batch_size=batch_size)
-    if y is None or vae.condition is None:
-        vae._context(y)
-    else:
-        y = torch.as_tensor(y)
-        y = y if vae.per_row(y) else y.expand(n, *y.shape)
-        if len(y) != n:
-            raise LabelError(f"expected one y a row, or one for all, got {len(y)} for {n} rows")
-    rows = []
-    with evaluating(vae), seeded(seed ^ _DATA, vae._beta.device):
-        for first in range(0, n, batch_size):
-            size, some = min(batch_size, n - first), None if y is None else y[first : first + batch_size]
-            z = vae.prior_given(some).expand((size,)).sample()
-            rows.append((vae.decode(z, some).sample(), z))
-    x, z = (torch.cat(column) for column in zip(*rows, strict=True))
-    return x, y, z
-
-
-@torch.no_grad()
 def bounds(
     vae: VAE,
     x: Any,
@@ -179,7 +134,7 @@ def bounds(
 ) -> Bounds:
     r"""Bound log p(x|y) from below and, where z is known, from above, by annealed importance sampling.
 
-    The lower bound is for any data. For data of :func:`simulate`, whose z is known, there is an upper bound as well,
+    The lower bound is for any data. For data of ``simulate``, whose z is known, there is an upper bound as well,
     and log p(x|y) lies between the two on average: ``gap`` is how well this model's log p(x|y) is known. Both are
     stochastic: they hold for the mean, and for one row as far as chance goes.
 
@@ -213,7 +168,7 @@ def bounds(
 
     Example:
         >>> vae = pv.vae((4,), 2, likelihood="Gaussian")
-        >>> x, _, z = simulate(vae, 50)
+        >>> x, _, z = pv.evaluation.simulate(vae, 50)
         >>> found = bounds(vae, x, z=z, temperatures=20, chains=4, leapfrog=5)
         >>> found.lower.shape, abs(found.gap[0]) < 0.5
         (torch.Size([50]), True)
@@ -234,13 +189,11 @@ def bounds(
         z = _checked(_Path(vae, x[:1], _rows(vae, y, slice(1)), start), x, vae._tensor(z))
         for first in range(0, len(x), batch_size):
             some = slice(first, first + batch_size)
-            # A trajectory that flies off is to be rejected, and is no error.
-            with pyro.validation_enabled(False):
-                path = _Path(vae, x[some], _rows(vae, y, some), start)
-                steps = _step_sizes(path, ladder, leapfrog)
-                runs = [_anneal(path, path.draw(chains), ladder, steps, leapfrog)]
-                if z is not None:
-                    runs.append(_anneal(path, z[some].expand(chains, -1, -1), ladder[::-1], steps[::-1], leapfrog))
+            path = _Path(vae, x[some], _rows(vae, y, some), start)
+            steps = _step_sizes(path, ladder, leapfrog)
+            runs = [_anneal(path, path.draw(chains), ladder, steps, leapfrog)]
+            if z is not None:
+                runs.append(_anneal(path, z[some].expand(chains, -1, -1), ladder[::-1], steps[::-1], leapfrog))
             columns.append(torch.stack([torch.stack([*_log_mean(log_w), accepted]) for log_w, accepted in runs]).cpu())
     log_mean, error, acceptance = torch.cat(columns, -1).unbind(1)
     return Bounds(
@@ -302,8 +255,15 @@ class _Path:
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return log r(z) and u(z), (chains, N)."""
-        likelihood, x = self.vae._observed(as_pyro(self.vae.likelihood(z, self.c)), self.x, None)
-        log_r, u = self.start.log_prob(z), likelihood.log_prob(x)
+        try:
+            likelihood, x = self.vae._observed(as_pyro(self.vae.likelihood(z, self.c)), self.x, None)
+            log_r, u = self.start.log_prob(z), likelihood.log_prob(x)
+        except PplVaeError:
+            raise
+        except ValueError as error:
+            # What validation says of parameters that are not finite.
+            first = str(error).splitlines()[0]
+            raise NonFiniteError(f"bounds: log p(x, z | y) is not defined at z: {first}") from error
         return log_r, u if self.start is self.prior else u + self.prior.log_prob(z) - log_r
 
     def at(self, t: float) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
@@ -369,15 +329,23 @@ def _move(
     step = (step * 2 * torch.rand_like(log_f)).unsqueeze(-1)
     there, momentum = z, torch.randn_like(z)
     energy = 0.5 * momentum.square().sum(-1) - log_f
+    lost = _far(z)
     for _ in range(leapfrog):
         momentum = momentum + 0.5 * step * _force(gradient)
         there = there + step * momentum
+        # A trajectory that flies off is rejected, as it would be from its other end, and the model is not asked there.
+        lost = lost | _far(there)
+        there = torch.where(lost.unsqueeze(-1), z, there)
         log_f, gradient, u_there = tempered(there)
         momentum = momentum + 0.5 * step * _force(gradient)
     energy_there = 0.5 * momentum.square().sum(-1) - log_f
-    rate = (energy - energy_there).clamp(max=0).exp().nan_to_num(0.0)
+    rate = (energy - energy_there).clamp(max=0).exp().nan_to_num(0.0).masked_fill(lost, 0.0)
     accepted = _accept(rate)
     return torch.where(accepted.unsqueeze(-1), there, z), torch.where(accepted, u_there, u), rate
+
+
+def _far(z: Tensor) -> Tensor:
+    return ~(z.abs() < _FAR).all(-1)
 
 
 def _accept(rate: Tensor) -> Tensor:
@@ -407,4 +375,6 @@ def _checked(path: _Path, x: Tensor, z: Tensor | None) -> Tensor | None:
     expected = len(x), *path.prior.event_shape
     if z is not None and tuple(z.shape) != expected:
         raise ShapeError(f"z: expected {expected}, an exact draw for every row of x, got {tuple(z.shape)}")
+    if z is not None and (wrong := ~z.isfinite().all(-1)).any():
+        raise NonFiniteError(f"z: expected finite numbers, got others in {int(wrong.sum())} of {len(z)} rows")
     return z

@@ -11,11 +11,9 @@ import tempfile
 import torch
 from common import Turns, images, say
 from pythae.data.datasets import BaseDataset
-from pythae.models import VAE, VAEConfig
-from pythae.models.base.base_utils import ModelOutput
-from pythae.models.nn import BaseDecoder, BaseEncoder
 from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from pythae.trainers.training_callbacks import TrainingCallback
+from pythae_model import make
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -29,32 +27,6 @@ parser.add_argument("--threads", type=int, default=0)
 args = parser.parse_args()
 if args.threads:
     torch.set_num_threads(args.threads)
-
-
-class Encoder(BaseEncoder):
-    """784 to hidden to a mean and a log-variance."""
-
-    def __init__(self) -> None:
-        BaseEncoder.__init__(self)
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(784, args.hidden), nn.Softplus())
-        self.head = nn.Linear(args.hidden, 2 * args.latent)
-
-    def forward(self, x: torch.Tensor) -> ModelOutput:
-        """The parameters of q(z | x)."""
-        mean, log_variance = self.head(self.body(x)).chunk(2, -1)
-        return ModelOutput(embedding=mean, log_covariance=log_variance)
-
-
-class Decoder(BaseDecoder):
-    """Latent to hidden to the probabilities of 784 pixels."""
-
-    def __init__(self) -> None:
-        BaseDecoder.__init__(self)
-        self.body = nn.Sequential(nn.Linear(args.latent, args.hidden), nn.Softplus(), nn.Linear(args.hidden, 784))
-
-    def forward(self, z: torch.Tensor) -> ModelOutput:
-        """The mean of p(x | z)."""
-        return ModelOutput(reconstruction=self.body(z).sigmoid().unflatten(-1, (1, 28, 28)))
 
 
 class ByTurns(TrainingCallback):
@@ -72,7 +44,6 @@ data = BaseDataset(torch.from_numpy(x).float(), torch.from_numpy(y).long())
 turns = Turns(args.device)
 say(ready=True)
 if turns.wait() is not None:
-    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=args.latent, reconstruction_loss="bce")
     with tempfile.TemporaryDirectory() as folder:
         settings = BaseTrainerConfig(
             output_dir=folder,
@@ -81,4 +52,6 @@ if turns.wait() is not None:
             per_device_train_batch_size=args.batch,
             no_cuda=not args.device.startswith("cuda"),
         )
-        BaseTrainer(VAE(config, Encoder(), Decoder()), data, training_config=settings, callbacks=[ByTurns()]).train()
+        BaseTrainer(
+            make(args.hidden, args.latent, nn.Softplus), data, training_config=settings, callbacks=[ByTurns()]
+        ).train()

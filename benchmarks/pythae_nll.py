@@ -9,9 +9,7 @@ import argparse
 
 import torch
 from common import Turns, say
-from pythae.models import VAE, VAEConfig
-from pythae.models.base.base_utils import ModelOutput
-from pythae.models.nn import BaseDecoder, BaseEncoder
+from pythae_model import make
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -27,35 +25,8 @@ if args.threads:
     torch.set_num_threads(args.threads)
 
 
-class Encoder(BaseEncoder):
-    """784 to hidden to a mean and a log-variance."""
-
-    def __init__(self) -> None:
-        BaseEncoder.__init__(self)
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(784, args.hidden), nn.ReLU())
-        self.head = nn.Linear(args.hidden, 2 * args.latent)
-
-    def forward(self, x: torch.Tensor) -> ModelOutput:
-        """The parameters of q(z | x)."""
-        mean, log_variance = self.head(self.body(x)).chunk(2, -1)
-        return ModelOutput(embedding=mean, log_covariance=log_variance)
-
-
-class Decoder(BaseDecoder):
-    """Latent to hidden to the probabilities of 784 pixels."""
-
-    def __init__(self) -> None:
-        BaseDecoder.__init__(self)
-        self.body = nn.Sequential(nn.Linear(args.latent, args.hidden), nn.ReLU(), nn.Linear(args.hidden, 784))
-
-    def forward(self, z: torch.Tensor) -> ModelOutput:
-        """The mean of p(x | z)."""
-        return ModelOutput(reconstruction=self.body(z).sigmoid().unflatten(-1, (1, 28, 28)))
-
-
 torch.manual_seed(0)
-config = VAEConfig(input_dim=(1, 28, 28), latent_dim=args.latent, reconstruction_loss="bce")
-model = VAE(config, Encoder(), Decoder()).to(args.device).eval()
+model = make(args.hidden, args.latent, nn.ReLU).to(args.device).eval()
 x = (torch.rand(args.rows, 1, 28, 28) < 0.13).float().to(args.device)
 turns = Turns(args.device)
 say(ready=True)

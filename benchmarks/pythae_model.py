@@ -1,4 +1,4 @@
-"""pythae's VAE with one hidden layer each side, for the benchmarks that compare with it in an environment of its own."""
+"""The VAE of pythae with one hidden layer each side, for the benchmarks that run it in an environment of its own."""
 
 from __future__ import annotations
 

@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from .distributions import NormalMixture, SphericalUniform, as_pyro, is_point
-from .errors import ConfigError, PartError, ShapeError
+from .errors import ConfigError, LabelError, PartError, ShapeError
 from .networks import Body, Network
 from .parts import Chain, Part, Unconditional, check_context, check_positive
 
@@ -219,19 +220,22 @@ class Vamp(Part):
     real input, the mixture is a density for every u, and a clamped u has no gradient to come back with.
 
     The encoder is the model's own, shared with it and trained by both: ``VAE(prior=Vamp(encoder), encoder=encoder)``.
-    Calling the prior takes K passes of the encoder, and for a batch of B different y it takes B·K.
+    Calling the prior takes K passes of the encoder, and for a batch of B different y it takes B·K. Where y is one of
+    ``classes`` labels it takes no more than classes·K, by an encoder of this library.
 
     Arguments:
         encoder: the encoder of the model: x, c → q(z | x, y), with a density.
         components: K; by default 500, or 50 for an encoder with a context.
         pseudo_inputs: where u starts, (K, *x_shape); by default at random in the encoder's range of x, until
             :meth:`start_from` is called with data, as ``fit`` does.
+        classes: the number of labels, where the context is the one-hot row of one; the presets say it.
 
     Raises:
         PartError: for an encoder that cannot be called, gives a point, or does not say its ``x_shape`` where there are
             no pseudo-inputs.
         ShapeError: for pseudo-inputs of another shape than x.
-        ConfigError: if ``components`` is not the number of pseudo-inputs.
+        ConfigError: if ``components`` is not the number of pseudo-inputs, or ``classes`` not the encoder's context.
+        LabelError: when called with a context that is no one-hot row, though there are ``classes``.
 
     Reference:
         VAE with a VampPrior (Tomczak and Welling, 2018)
@@ -250,6 +254,7 @@ class Vamp(Part):
         encoder: Callable[..., Any],
         components: int | None = None,
         pseudo_inputs: Tensor | Sequence[Any] | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         if not callable(encoder):
@@ -267,6 +272,8 @@ class Vamp(Part):
             components = len(given)
         components = components if components is not None else 50 if self.context else 500
         check_positive(components=components)
+        if None not in (classes, self.context) and classes != self.context:
+            raise ConfigError(f"Vamp: expected classes={self.context}, the encoder's context, got {classes}")
         if given is None:
             if shape is None:
                 raise PartError(
@@ -275,11 +282,11 @@ class Vamp(Part):
                 )
             shift, scale = (torch.as_tensor(getattr(encoder, n, d)).cpu() for n, d in (("shift", 0.0), ("scale", 1.0)))
             given = shift + scale * torch.rand(components, *shape)
-        self.encoder, self.components = encoder, components
+        self.encoder, self.components, self.classes = encoder, components, classes
         self.pseudo_inputs = nn.Parameter(given.clone())
         self.register_buffer("started", torch.tensor(pseudo_inputs is not None))
         # The encoder is the model's to remember, and where u started is forgotten as soon as it is trained.
-        self.arguments = {"components": components}
+        self.arguments = {"components": components} | ({} if classes is None else {"classes": classes})
 
     @property
     def features(self) -> int | None:
@@ -314,13 +321,27 @@ class Vamp(Part):
         """Return p(z | y), event shape (features,), for c (*, context)."""
         if self.context is not None:
             check_context(self, c, self.context)
-        u = self.pseudo_inputs
-        q = as_pyro(self.encoder(u, None if c is None else c.unsqueeze(-2)))
+        q = as_pyro(self._of_pseudo_inputs(c))
         if is_point(q):
             raise PartError("Vamp: expected an encoder with a density, got one that gives a point (Delta)")
         # An encoder that ignores its input gives fewer.
         q = q.expand(torch.broadcast_shapes(q.batch_shape, (self.components,)))
-        return dist.MixtureSameFamily(dist.Categorical(logits=u.new_zeros(q.batch_shape)), q)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.pseudo_inputs.new_zeros(q.batch_shape)), q)
+
+    def _of_pseudo_inputs(self, c: Tensor | None) -> Any:
+        """The posteriors q(z | u, y) of all pseudo-inputs, batch shape (*, K)."""
+        u = self.pseudo_inputs
+        if c is None:
+            return self.encoder(u, None)
+        of_rows = getattr(self.encoder, "of_rows", None)
+        if self.classes is None or of_rows is None or c.shape[:-1].numel() <= self.classes:
+            return self.encoder(u, c.unsqueeze(-2))
+        if is_validation_enabled() and not (((c == 0) | (c == 1)).all() and (c.sum(-1) == 1).all()):
+            raise LabelError(
+                f"Vamp: expected one-hot rows of {self.classes} labels for the context, got other numbers: make it "
+                "without classes"
+            )
+        return of_rows(u, torch.eye(self.classes).to(c).unsqueeze(-2), c.argmax(-1))
 
 
 class Sphere(Part):

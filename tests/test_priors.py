@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 import ppl_vae as pv
 from ppl_vae import Chain, OneHot, Unconditional, encoders, likelihoods, presets, priors
 from ppl_vae.distributions import NormalMixture, as_pyro, zuko
-from ppl_vae.errors import ConfigError, PartError, ShapeError
+from ppl_vae.errors import ConfigError, LabelError, PartError, ShapeError
 
 IMAGE, CLASSES = (1, 4, 3), 3
 
@@ -133,6 +133,50 @@ def test_a_vamp_is_the_mean_of_what_the_encoder_says_of_its_pseudo_inputs(make, 
     each = [as_pyro(of(u.expand(*batch, *IMAGE), c)).log_prob(z).exp() for u in prior.pseudo_inputs]
     torch.testing.assert_close(prior(c).log_prob(z).exp(), torch.stack(each).mean(0))
     assert prior(c).sample((6,)).shape == (6, *batch, 2)
+
+
+@pytest.mark.parametrize("cls", [encoders.Gaussian, encoders.FullGaussian, encoders.Mixture, encoders.Flow])
+@pytest.mark.parametrize("batch", [(7,), (2, 4), (3,), ()])
+def test_labels_that_are_alike_share_the_passes_of_a_vamp(cls, batch):
+    of = shaken(encoder(CLASSES, cls=cls)).double()
+    of.network.rows = []
+    of.network.register_forward_hook(lambda network, inputs, raw: network.rows.append(raw.shape[:-1].numel()))
+    every = priors.Vamp(of, components=5).double()
+    shared = priors.Vamp(of, pseudo_inputs=every.pseudo_inputs, classes=CLASSES).double()
+    torch.manual_seed(2)
+    c = torch.eye(CLASSES, dtype=torch.float64)[torch.randint(CLASSES, batch)]
+    z = torch.randn(*batch, 2, dtype=torch.float64)
+    found = []
+    for prior in (every, shared):
+        loss = prior(c).log_prob(z).sum()
+        found.append((loss, *torch.autograd.grad(loss, [prior.pseudo_inputs, *of.parameters()])))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+    assert of.network.rows == [5 * c.shape[:-1].numel(), 5 * min(c.shape[:-1].numel(), CLASSES)]
+
+
+def test_an_encoder_that_is_more_than_its_numbers_takes_every_pass():
+    class Shifted(encoders.Gaussian):
+        def forward(self, x, c=None):
+            return dist.Normal(super().forward(x, c).mean + 100, 1.0).to_event(1)
+
+    for of in (
+        Shifted(2, IMAGE, CLASSES),
+        Chain(encoder(CLASSES, 1), encoder(CLASSES + 1, 1)),
+        Unconditional(encoder()),
+    ):
+        every = priors.Vamp(of, components=5)
+        shared = priors.Vamp(of, pseudo_inputs=every.pseudo_inputs, classes=CLASSES)
+        c, z = torch.eye(CLASSES)[[0, 1, 2, 2, 1]], torch.randn(5, 2)
+        torch.testing.assert_close(shared(c).log_prob(z), every(c).log_prob(z))
+
+
+def test_a_vamp_of_labels_refuses_what_is_none():
+    prior = priors.Vamp(encoder(CLASSES), 4, classes=CLASSES)
+    for c in (torch.full((5, CLASSES), 1 / CLASSES), torch.ones(5, CLASSES), torch.zeros(5, CLASSES)):
+        with pytest.raises(LabelError, match="one-hot rows of 3 labels"):
+            prior(c)
+    with pytest.raises(ConfigError, match="classes=3, the encoder's context, got 4"):
+        priors.Vamp(encoder(CLASSES), 4, classes=4)
 
 
 def test_a_vamp_integrates_to_one_on_average_over_its_encoder():
@@ -287,7 +331,15 @@ def test_a_vamp_by_name_gets_the_models_encoder():
     assert vae.prior.components == 500
     cvae = pv.cvae(IMAGE, 2, CLASSES, prior={"name": "Vamp", "components": 20})
     assert cvae.prior.encoder is cvae.encoder
-    assert presets.to_dict(cvae)["prior"] == {"name": "Vamp", "components": 20}
+    assert presets.to_dict(cvae)["prior"] == {"name": "Vamp", "components": 20, "classes": CLASSES}
+    # What the encoder is given elsewhere is no label, or more than one.
+    drawn_by = pv.vae(IMAGE, 2, prior="Vamp", condition={"name": "OneHots", "classes": [2]})
+    assert drawn_by.prior.classes is None
+    chains = ({"name": "Chain", "first": kind, "second": kind} for kind in ("Vamp", "Gaussian"))
+    halves = pv.cvae(IMAGE, 4, CLASSES, **dict(zip(("prior", "encoder"), chains, strict=True)))
+    assert [part.classes for part in (halves.prior.first, halves.prior.second)] == [CLASSES, None]
+    ignoring = pv.cvae(IMAGE, 2, CLASSES, prior="Vamp", encoder={"name": "Gaussian", "context": 0})
+    assert ignoring.sample(2, y=1).shape == (2, *IMAGE)
     assert cvae.sample(2, y=torch.arange(CLASSES)).shape == (2, CLASSES, *IMAGE)
     mine = encoder()
     assert pv.vae(IMAGE, 2, prior="Vamp", encoder=mine).prior.encoder is mine

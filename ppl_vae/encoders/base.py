@@ -1,8 +1,12 @@
-"""What all encoders share: a network of a standardised x, joined with its context."""
+r"""What all encoders share: a network of a standardised x, joined with its context, and what its numbers stand for.
+
+.. math:: q(z \mid x, y) = \mathrm{from\_raw}\bigl(\mathrm{network}([(x - \text{shift}) / \text{scale};\ c])\bigr)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +20,8 @@ __all__ = ["Encoder"]
 
 class Encoder(Part):
     """The network of (x − shift) / scale, joined with c, for as many raw numbers as a distribution needs.
+
+    A class says how many, and which distribution they make, in :meth:`from_raw`.
 
     Arguments:
         width: how many.
@@ -56,3 +62,29 @@ class Encoder(Part):
         """Return the raw numbers (*, width)."""
         check_context(self, c, self.context)
         return self.network((x - self.shift) / self.scale, c)
+
+    def from_raw(self, raw: Tensor) -> Any:
+        """Return the distribution that the raw numbers (*, width) stand for, batch shape (*)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
+        """Return the distribution for x (*, *x_shape) and c (*, context)."""
+        return self.from_raw(self.raw(x, c))
+
+    def of_rows(self, x: Tensor, c: Tensor, rows: Tensor) -> Any:
+        """Return ``self(x, c)`` of picked rows: what ``self(x, c[rows])`` is, with a pass a row of c and not a pick.
+
+        Arguments:
+            x: (*, *x_shape), broadcast against the dimensions of c behind its first.
+            c: (M, *, context).
+            rows: integers 0 … M − 1, any shape, which the batch shape then begins with.
+
+        Example:
+            >>> encoder, x, labels = pv.encoders.Gaussian(2, (4,), context=3), torch.rand(5, 4), torch.eye(3)
+            >>> encoder.of_rows(x, labels.unsqueeze(-2), torch.tensor([2, 2, 0, 1])).shape()
+            torch.Size([4, 5, 2])
+        """
+        # A class with a forward of its own, or with hooks on it, is more than its raw numbers.
+        if type(self).forward is not Encoder.forward or self._forward_hooks or self._forward_pre_hooks:
+            return self(x, c[rows])
+        return self.from_raw(self.raw(x, c)[rows])

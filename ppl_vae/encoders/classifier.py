@@ -50,6 +50,6 @@ class Classifier(Encoder):
     ) -> None:
         super().__init__(classes, x_shape, context, hidden, network, shift, scale, classes=classes)
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
-        """Return q(y | x), a distribution over 0 … classes − 1, for x (*, *x_shape) and c (*, context)."""
-        return dist.Categorical(logits=self.raw(x, c))
+    def from_raw(self, raw: Tensor) -> Any:
+        """Return q(y | x), a distribution over 0 … classes − 1."""
+        return dist.Categorical(logits=raw)

@@ -73,7 +73,7 @@ class Flow(Encoder):
             raise PartError(f"Flow: expected a class of zuko.flows that transforms noise, such as MAF, got {flow!r}")
         self.flow = made
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
-        """Return q(z | x, y), event shape (features,), for x (*, *x_shape) and c (*, context)."""
-        forwards = self.flow(self.raw(x, c))
+    def from_raw(self, raw: Tensor) -> Any:
+        """Return q(z | x, y), event shape (features,)."""
+        forwards = self.flow(raw)
         return zuko.distributions.NormalizingFlow(forwards.transform.inv, forwards.base)

@@ -58,9 +58,9 @@ class Gaussian(Encoder):
         super().__init__(2 * features, x_shape, context, hidden, network, shift, scale, features=features)
         self.clamp = tuple(clamp)
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
-        """Return q(z | x, y), event shape (features,), for x (*, *x_shape) and c (*, context)."""
-        loc, log_variance = self.raw(x, c).chunk(2, -1)
+    def from_raw(self, raw: Tensor) -> Any:
+        """Return q(z | x, y), event shape (features,)."""
+        loc, log_variance = raw.chunk(2, -1)
         return dist.Normal(loc, (0.5 * log_variance.clamp(*self.clamp)).exp()).to_event(1)
 
 
@@ -106,9 +106,9 @@ class FullGaussian(Encoder):
         self.clamp = tuple(clamp)
         self.register_buffer("below", torch.tril_indices(features, features, -1), persistent=False)
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
-        """Return q(z | x, y), event shape (features,), for x (*, *x_shape) and c (*, context)."""
-        loc, log_variance, entries = self.raw(x, c).tensor_split([self.features, 2 * self.features], -1)
+    def from_raw(self, raw: Tensor) -> Any:
+        """Return q(z | x, y), event shape (features,)."""
+        loc, log_variance, entries = raw.tensor_split([self.features, 2 * self.features], -1)
         factor = torch.diag_embed(torch.ones_like(loc))
         factor[..., self.below[0], self.below[1]] = entries
         scale = (0.5 * log_variance.clamp(*self.clamp)).exp()
@@ -159,9 +159,9 @@ class LowRankGaussian(Encoder):
         super().__init__(outputs, x_shape, context, hidden, network, shift, scale, features=features, rank=rank)
         self.clamp = tuple(clamp)
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
-        """Return q(z | x, y), event shape (features,), for x (*, *x_shape) and c (*, context)."""
-        loc, log_variance, factor = self.raw(x, c).tensor_split([self.features, 2 * self.features], -1)
+    def from_raw(self, raw: Tensor) -> Any:
+        """Return q(z | x, y), event shape (features,)."""
+        loc, log_variance, factor = raw.tensor_split([self.features, 2 * self.features], -1)
         scale = (0.5 * log_variance.clamp(*self.clamp)).exp()
         # W in units of σ: the matrix that is factored for the density is then I + WᵀW, however small σ becomes.
         factor = scale.unsqueeze(-1) * factor.unflatten(-1, (self.features, self.rank))

@@ -63,8 +63,8 @@ class Mixture(Encoder):
         super().__init__(outputs, x_shape, context, hidden, network, shift, scale, **sizes)
         self.clamp = tuple(clamp)
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
-        """Return q(z | x, y), event shape (features,), for x (*, *x_shape) and c (*, context)."""
-        logits, places = self.raw(x, c).tensor_split([self.components], -1)
+    def from_raw(self, raw: Tensor) -> Any:
+        """Return q(z | x, y), event shape (features,)."""
+        logits, places = raw.tensor_split([self.components], -1)
         loc, log_variance = places.unflatten(-1, (2, self.components, self.features)).unbind(-3)
         return NormalMixture.of(logits, loc, (0.5 * log_variance.clamp(*self.clamp)).exp())

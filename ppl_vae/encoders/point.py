@@ -50,6 +50,6 @@ class Delta(Encoder):
     ) -> None:
         super().__init__(features, x_shape, context, hidden, network, shift, scale, features=features)
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
+    def from_raw(self, raw: Tensor) -> Any:
         """Return the point mass at z = f(x, y), event shape (features,)."""
-        return dist.Delta(self.raw(x, c), event_dim=1)
+        return dist.Delta(raw, event_dim=1)

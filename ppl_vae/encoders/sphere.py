@@ -60,7 +60,7 @@ class PowerSpherical(Encoder):
             raise ConfigError("PowerSpherical: expected features ≥ 2: a sphere in one dimension is two points")
         super().__init__(features + 1, x_shape, context, hidden, network, shift, scale, features=features)
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
-        """Return q(z | x, y), event shape (features,), for x (*, *x_shape) and c (*, context)."""
-        direction, raw = self.raw(x, c).tensor_split([self.features], -1)
+    def from_raw(self, raw: Tensor) -> Any:
+        """Return q(z | x, y), event shape (features,)."""
+        direction, raw = raw.tensor_split([self.features], -1)
         return distributions.PowerSpherical(normalize(direction, dim=-1), softplus(raw.squeeze(-1)))

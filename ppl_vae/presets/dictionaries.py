@@ -40,6 +40,9 @@ def complete(kind: str, spec: str | Mapping[str, Any], **shared: Any) -> dict[st
     if not isinstance(spec, str | Mapping):
         raise ConfigError(f"{kind}: expected a name or a dict with one, got {type(spec).__name__}")
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if shared.get("classes") != shared.get("context"):
+        # Within a chain the context is more than a label.
+        shared.pop("classes", None)
     if given.get("name") == "Unconditional" and set(given) == {"name", "part"}:
         return given | {"part": complete(kind, given["part"], **shared | {"context": 0})}
     if given.get("name") == "Masked" and set(given) == {"name", "part"} and "x_shape" in shared:

@@ -90,6 +90,8 @@ def vae(
     if levels is not None:
         # Counts from 0: the levels of a pixel are one more than the largest.
         shared |= {"total_count": levels, "levels": levels + 1}
+    if isinstance(of_y, conditions.OneHot):
+        shared["classes"] = of_y.classes
     bodies = {k: v for k, v in {"hidden": hidden, "network": network}.items() if v is not None}
 
     def part(kind: str, spec: Spec | None, **more: Any) -> Any:

@@ -349,9 +349,9 @@ def test_real_data_have_a_lower_bound_alone():
 def test_a_point_encoder_needs_only_another_start():
     vae = pv.VAE(priors.Standard(2), likelihoods.Bernoulli((6,), 2), encoders.Delta(2, (6,)))
     x, _, z = simulate(vae, 5)
-    assert bounds(vae, x, z=z, temperatures=3, chains=2, leapfrog=1).lower.isfinite().all()
+    assert bounds(vae, x, z=z, start="prior", temperatures=3, chains=2, leapfrog=1).lower.isfinite().all()
     with pytest.raises(NoDensityError, match="start='prior'"):
-        bounds(vae, x, start="encoder")
+        bounds(vae, x)
 
 
 # What it refuses
@@ -505,7 +505,7 @@ def test_table():
         "log p(x|y), upper bound",
         "the gap between them",
     ]
-    assert lines[4] == "5 temperatures from the prior, 3 chains"
+    assert lines[4] == "5 temperatures from the encoder, 3 chains"
     assert lines[5].startswith("2 leapfrog steps a move, accepted: 0.")
     assert lines[5].endswith("on the way down")
     told = json.loads(json.dumps(found.to_dict()))

@@ -11,8 +11,9 @@ from torch.distributions import Independent, Normal
 
 import ppl_vae as pv
 from ppl_vae.capture import CaptureWarning, TwoStages
+from ppl_vae.distributions import as_pyro
 from ppl_vae.errors import CaptureError, ConfigError, DataError, NoDensityError, NonFiniteError
-from ppl_vae.evaluation import compare, likelihood, log_likelihood
+from ppl_vae.evaluation import compare, diagnostics, likelihood, log_likelihood
 from ppl_vae.evaluation.pareto import good_below, pareto_k, tail_length
 
 QUIET = {"progress": False}
@@ -373,3 +374,14 @@ def test_data_drawn_with_the_same_seed_are_no_better_known():
     found = log_likelihood(vae, x, samples=1, proposal="prior", seed=0, **QUIET)
     # By the z that made it a row would have about its reconstruction; by another, tens of nats less.
     assert found.mean < truth.log_prob(x).mean() - 20
+
+
+def test_nor_are_their_reconstructions():
+    """The same of the ELBO, whose encoder is the prior here, so that a shared stream would give every x its own z."""
+    truth = Ppca(strengths=(15.0, 8.0))
+    right = truth.vae()
+    vae = pv.VAE(right.prior, right.likelihood, lambda x, c: as_pyro(right.prior(c)).expand(x.shape[:1]))
+    torch.manual_seed(0)
+    x = vae.sample(64)
+    for found in (pv.evaluate(vae, x, samples=2, draws=1, seed=0), diagnostics(vae, x, draws=1, seed=0)):
+        assert -found["neg_elbo"] < truth.log_prob(x).mean() - 20

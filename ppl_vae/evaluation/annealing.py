@@ -32,12 +32,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..devices import seeded
 from ..distributions import as_pyro, is_point
 from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError
 from ..model import VAE
 from ..parts import check_positive
-from .measuring import evaluating, mean_and_error
+from .measuring import mean_and_error, measuring
 
 __all__ = ["Bounds", "bounds"]
 
@@ -48,8 +47,6 @@ _CHUNK, _CHUNK_CUDA = 2**22, 2**26
 _PILOTS, _MOVES, _FIRST_MOVES, _ACCEPTANCE, _RATE = 4, 50, 20, 0.9, 0.5
 # The largest force, so that z stays finite; and from how far out a trajectory is given up.
 _FORCE, _FAR = 1e10, 1e4
-# Another stream of a seed than the data's: see simulation.py.
-_CHAINS = 0x2545F4914F6CDD1D
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def bounds(
     temperatures: int = 200,
     chains: int = 16,
     leapfrog: int = 10,
-    start: Literal["prior", "encoder"] = "prior",
+    start: Literal["prior", "encoder"] = "encoder",
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Bounds:
@@ -148,8 +145,8 @@ def bounds(
         temperatures: K, how many steps from t = 0 to t = 1; with one step it is importance sampling.
         chains: how many weights a row.
         leapfrog: how many steps a move makes.
-        start: r(z): ``"prior"`` for p(z|y), which asks nothing of the encoder; or ``"encoder"`` for q(z|x,y), which is
-            nearer to the posterior if it is any good, and then gives the smaller gap.
+        start: r(z): ``"encoder"`` for q(z|x,y), which is nearer to the posterior if it is any good, and then gives the
+            smaller gap; or ``"prior"`` for p(z|y), which asks nothing of the encoder.
         batch_size: rows at a time, by default as many as take 16 MB to decode in float32, on CUDA 256.
         seed: of the draws; the caller's generators are left as they were.
 
@@ -185,7 +182,7 @@ def bounds(
     check_positive(batch_size=batch_size)
     ladder = _ladder(temperatures)
     columns = []
-    with evaluating(vae), _frozen(vae), seeded(seed ^ _CHAINS, vae._beta.device):
+    with measuring(vae, seed, "bounds"), _frozen(vae):
         z = _checked(_Path(vae, x[:1], _rows(vae, y, slice(1)), start), x, vae._tensor(z))
         for first in range(0, len(x), batch_size):
             some = slice(first, first + batch_size)

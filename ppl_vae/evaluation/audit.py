@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
@@ -197,8 +196,7 @@ def audit(
             pilot, seeds = (torch.randint(2**62, (n,)).tolist() for n in (min(_PILOT, particles), particles))
             random = {k: torch.randn(directions, p.numel()).to(p) for k, p in vae.named_parameters() if p.requires_grad}
             # A pair has run once, with every check.
-            with pyro.validation_enabled(False):
-                rows = [row for pair in pairs for row in pair.rows(pilot, seeds, random, limit)]
+            rows = [row for pair in pairs for row in pair.rows(pilot, seeds, random, limit)]
         finally:
             vae.unregister()
     return Audit(tuple(rows), len(x), particles)

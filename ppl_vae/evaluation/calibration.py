@@ -28,12 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..devices import seeded
 from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError
 from ..model import VAE
 from ..parts import check_positive
-from .measuring import evaluating
+from .measuring import measuring
 
 __all__ = ["Calibration", "calibration"]
 
@@ -179,7 +178,7 @@ def calibration(
     if not 0 < alpha < 1:
         raise ConfigError(f"expected 0 < alpha < 1, got {alpha}")
     ranks = []
-    with evaluating(vae), seeded(seed, vae._beta.device):
+    with measuring(vae, seed, "calibration"):
         ys = _rows(vae, y, replicates)
         for first in range(0, replicates, batch_size):
             n = min(batch_size, replicates - first)

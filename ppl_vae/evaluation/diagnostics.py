@@ -28,11 +28,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ..devices import seeded
 from ..model import VAE
 from ..parts import check_positive
 from .aggregate import divergence, log_density_sums, posterior, row_wise
-from .measuring import evaluating, mean_and_error
+from .measuring import mean_and_error, measuring
 
 __all__ = ["Diagnostics", "diagnostics"]
 
@@ -218,7 +217,7 @@ def diagnostics(
     VAE.check(vae, x, y)
     x, y = row_wise(vae, x, y)
     values, groups = _groups(y, len(x))
-    with evaluating(vae), seeded(seed, vae._beta.device):
+    with measuring(vae, seed, "diagnostics"):
         rows = _Rows.together(
             [
                 _measure(vae, x[i : i + batch_size], None if y is None else y[i : i + batch_size], draws)

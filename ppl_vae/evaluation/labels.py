@@ -30,13 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..devices import seeded
 from ..errors import ConfigError, LabelError, PartError
 from ..model import VAE
 from ..parts import check_positive
 from .aggregate import divergence, log_density_sums, posterior
 from .likelihood import log_likelihood
-from .measuring import evaluating, mean_and_error
+from .measuring import mean_and_error, measuring
 
 __all__ = ["LabelUse", "check_labels", "label_classes", "label_use"]
 
@@ -206,7 +205,7 @@ def label_use(
         )
     p = _probabilities(p_y, counts)
     labels = p.nonzero()[:, 0]
-    with evaluating(vae), seeded(seed, vae._beta.device):
+    with measuring(vae, seed, "label_use"):
         estimates = [log_likelihood(vae, x, k, samples=samples, seed=None, progress=False) for k in labels]
         kl, z = _rates(vae, x, y, draws, batch_size)
         scores = _label_scores(vae, x, y, z, batch_size)

@@ -29,11 +29,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..capture import CaptureWarning, TwoStages
-from ..devices import cuda_devices, seeded
+from ..devices import cuda_devices
 from ..errors import CaptureError, ConfigError, NonFiniteError
 from ..model import VAE
 from ..parts import check_positive
-from .measuring import evaluating, mean_and_error
+from .measuring import mean_and_error, measuring
 from .pareto import good_below, pareto_k, tail_length
 
 __all__ = ["LogLikelihood", "log_likelihood"]
@@ -42,8 +42,6 @@ Backend = Literal["auto", "off", "graph", "inductor"]
 
 # Rows whose samples are drawn side by side. Few, as each then has many samples a chunk.
 _ROWS = 64
-# A stream of its own for a seed: x that were drawn with seed 0 would meet the very z that made them.
-_STREAM = 0x6C6F_6770
 # How many decoded numbers it takes until a recording, and a compilation, has paid for itself.
 _WORTH_RECORDING, _WORTH_COMPILING = 2e8, 4e9
 
@@ -210,8 +208,7 @@ def log_likelihood(
         capture = "off" if work < _WORTH_RECORDING else "graph" if work < _WORTH_COMPILING else "inductor"
     every = y is None or not vae.per_row(y)
     found = []
-    stream = None if seed is None else seed ^ _STREAM
-    with evaluating(vae), seeded(stream, device), tqdm(total=len(x), unit="row", disable=not progress) as bar:
+    with measuring(vae, seed, "log_likelihood"), tqdm(total=len(x), unit="row", disable=not progress) as bar:
         estimator = Estimator(vae, samples, y if every else None, proposal, memory, capture, precision)
         try:
             estimator.prepare(x, None if every else y)

@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..devices import seeded
 from ..errors import DataError, LabelError, ShapeError
 from ..model import VAE
 from ..parts import check_positive
 from .judge import Judge, train_judge
 from .labels import check_labels, label_classes
-from .measuring import evaluating, mean_and_error
+from .measuring import mean_and_error, measuring
 
 __all__ = ["Quality", "fid", "kid", "quality"]
 
@@ -165,7 +164,7 @@ def quality(
             f"expected test data {judge.x_shape} with labels 0 … {judge.classes - 1}, as the judge has learned, got "
             f"{tuple(x_test.shape[1:])} and labels up to {int(y_test.max())}"
         )
-    with evaluating(vae), seeded(seed, device):
+    with measuring(vae, seed, "quality"):
         drawn = []
         for some in y_test.split(batch_size):
             drawn.append(vae.sample(1, some, mean=mean)[0] if conditional else vae.sample(len(some), mean=mean))

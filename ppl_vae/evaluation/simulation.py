@@ -10,17 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..devices import seeded
 from ..errors import LabelError
 from ..model import VAE
 from ..parts import check_positive
-from .measuring import evaluating
+from .measuring import measuring
 
 __all__ = ["simulate"]
-
-# What makes another stream of a seed. From the same, draws of a measurement would begin with the very z that made the
-# data: importance sampling with 64 of them was 2 nats too high.
-_DATA = 0x5DEECE66D
 
 
 @torch.no_grad()
@@ -57,7 +52,7 @@ def simulate(
         if len(y) != n:
             raise LabelError(f"expected one y a row, or one for all, got {len(y)} for {n} rows")
     rows = []
-    with evaluating(vae), seeded(seed ^ _DATA, vae._beta.device):
+    with measuring(vae, seed, "simulate"):
         for first in range(0, n, batch_size):
             size, some = min(batch_size, n - first), None if y is None else y[first : first + batch_size]
             z = vae.prior_given(some).expand((size,)).sample()

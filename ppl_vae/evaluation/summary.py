@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..devices import seeded
 from ..distributions import is_point
 from ..model import VAE
 from ..objectives import elbo_terms
 from ..parts import check_positive
 from .likelihood import LogLikelihood, log_likelihood
-from .measuring import evaluating, mean_and_error
+from .measuring import mean_and_error, measuring
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -122,7 +121,7 @@ def evaluate(
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
     every = y is None or not vae.per_row(y)
     chunks = []
-    with evaluating(vae), seeded(seed, vae._beta.device):
+    with measuring(vae, seed, "evaluate"):
         # A point has no density to weigh against the prior's.
         point = vae.prior is None or is_point(vae.encode(x[:1], y if every else y[:1]))
         for i in range(0, len(x), batch_size):

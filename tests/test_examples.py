@@ -81,18 +81,23 @@ def test_swap_priors_reports_four(tmp_path: Path) -> None:
     assert pictures(tmp_path)["priors"] > 0.05
 
 
-def test_priors_mnist_has_a_row_a_prior_and_goes_on_where_it_was(root: Path, tmp_path: Path) -> None:
+def test_priors_has_a_row_a_prior_and_goes_on_where_it_was(root: Path, tmp_path: Path) -> None:
     options = ["--root", str(root), "--out", str(tmp_path), "--steps", "3", "--rows", "600", "--test", "20"]
     options += ["--seeds", "2", "--samples", "10", "--priors", "Standard", "Vamp"]
-    out = run("priors_mnist.py", *options)
-    rows = [line.split() for line in out.splitlines() if line.startswith(("Standard", "Vamp"))]
+    out = run("priors.py", *options)
+    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith(("| Standard", "| Vamp"))]
     assert [row[0] for row in rows] == ["Standard", "Vamp"]
-    # A mean, its standard error, the difference from the first prior, the spread over seeds; for x, and for x given y.
-    assert all(len(row) == 9 for row in rows)
-    assert rows[0][3] == rows[0][7] == "0.00"
+    # A mean with its spread over seeds, and the difference from the first prior; for x, and for x given y.
+    assert [len(row) for row in rows] == [4, 5]
+    (x, d_x, y, d_y), (x_first, y_first) = rows[1][1:], rows[0][1:4:2]
+    for mean, difference, first in ((x, d_x, x_first), (y, d_y, y_first)):
+        values = [float(cell.split(" ± ")[0]) for cell in (mean, difference, first)]
+        assert values[0] - values[2] == pytest.approx(values[1], abs=0.016)
     assert pictures(tmp_path)["priors"] > 0.02
-    # A second call reads what the first one wrote.
-    assert run("priors_mnist.py", *options).splitlines()[-5:] == out.splitlines()[-5:]
+    # A second call reads what the first one wrote; one of a part of it, too.
+    assert run("priors.py", *options).splitlines()[-5:] == out.splitlines()[-5:]
+    given_y = run("priors.py", *options, "--conditions", "y").splitlines()
+    assert f"| Vamp | {y} | {d_y} |" in given_y
 
 
 def test_semisupervised_learns_from_few_labels(root: Path, tmp_path: Path) -> None:
@@ -107,7 +112,6 @@ def test_semisupervised_learns_from_few_labels(root: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("script", "row", "options"),
     [
-        ("conditional_priors", "conditional-mnist-MAF", ["--prior", "MAF"]),
         ("vampprior", "r1", []),
         ("iwae", "r3-dreg-2", ["--conditional", "--k", "2", "--dreg"]),
         ("quadrants", "r6-3-honest", ["--seen", "3", "--honest"]),
@@ -144,9 +148,7 @@ def test_the_table_of_results(tmp_path: Path) -> None:
         "versions": "v",
     }
     (tmp_path / "r4-1.json").write_text(json.dumps(row))
-    (tmp_path / "conditional-mnist-NSF.json").write_text(json.dumps(row))
     run("reproduce/table.py", str(tmp_path), str(tmp_path / "results.md"))
     page = (tmp_path / "results.md").read_text()
     assert "(partial) | 89.78 | 89.50 ± 0.71 | -0.28, a tie | 2 | 5/5 | 200 | 2 min | `python r4.py` |" in page
-    assert "| NSF | 89.50 ± 0.71 | 2 | `python r4.py` |" in page
     assert "Hardware: h (v)." in page

@@ -33,7 +33,6 @@ ROWS: dict[str, tuple[str, float | None]] = {
     "r6-2-honest": ("R6 two quadrants seen, likewise", None),
     "r6-3-honest": ("R6 three quadrants seen, likewise", None),
 }
-CONDITIONAL = "conditional-"
 
 
 def figure(result: dict[str, Any], name: str) -> list[float]:
@@ -98,24 +97,6 @@ def main() -> None:
                 ]
             )
         )
-    for data, title in (("mnist", "MNIST"), ("fashion-mnist", "Fashion-MNIST")):
-        rows = {
-            n.removeprefix(f"{CONDITIONAL}{data}-"): r
-            for n, r in results.items()
-            if n.startswith(f"{CONDITIONAL}{data}-")
-        }
-        if not rows:
-            continue
-        page += [
-            "",
-            f"## −log p(x|y) of {title} by the prior",
-            "",
-            line(["p(z\\|y)", "−log p(x\\|y)", "seeds", "command"]),
-        ]
-        page.append(line(["---", "---:", "---:", "---"]))
-        for prior, found in rows.items():
-            values = figure(found, "")
-            page.append(line([prior, mean_and_spread(values), str(len(values)), f"`{found['command']}`"]))
     machines = sorted({f"{r['hardware']} ({r['versions']})" for r in results.values()})
     page += ["", "Hardware: " + "; ".join(machines) + "."]
     target.write_text("\n".join(page) + "\n")

@@ -141,6 +141,43 @@ def test_evaluate_says_whether_y_is_used(tmp_path: Path, capsys: Any) -> None:
     assert written["labels"] == json.loads(json.dumps(found.to_dict()))
 
 
+def test_a_thorough_evaluation(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge, the guide's ranks and the bounds are those of the library, on the rows asked for."""
+    quick = functools.partial(pv.evaluation.bounds, temperatures=5, chains=2, leapfrog=2)
+    monkeypatch.setattr("ppl_vae.cli.report.bounds", quick)
+    np.savez(tmp_path / "more.npz", **arrays(rows=200))
+    vae, run = train(tmp_path / "run", data=str(tmp_path / "more.npz")), tmp_path / "run"
+    capsys.readouterr()
+    ok("evaluate", str(run), "--samples", "30", "--rows", "18", "--thorough", "true", "--seed", "2")
+    data = pv.data.load(tmp_path / "more.npz")
+    x, y = data.test.x[:18], data.test.y[:18]
+    x_new, y_new, z = pv.evaluation.simulate(vae, 18, y=y, seed=2)
+    expected = {
+        "quality": pv.evaluation.quality(vae, (data.train.x, data.train.y), (x, y), seed=2),
+        "calibration": pv.evaluation.calibration(vae, y=y, seed=2),
+        "bounds_simulated": quick(vae, x_new, y_new, z=z, seed=2),
+        "bounds": quick(vae, x, y, seed=2),
+    }
+    printed = capsys.readouterr().out
+    written = json.loads((run / "evaluation.json").read_text())
+    for name, found in expected.items():
+        assert str(found) in printed
+        assert written[name] == json.loads(json.dumps(found.to_dict()))
+    assert (run / "calibration.png").stat().st_size > 10_000
+    assert str(run / "calibration.png") in printed
+
+
+def test_a_thorough_evaluation_says_what_it_leaves_out(tmp_path: Path, capsys: Any) -> None:
+    np.savez(tmp_path / "plain.npz", **{k: v for k, v in arrays(rows=60).items() if not k.startswith("y")})
+    train(tmp_path / "run", "--prior", "Sphere", "--encoder", "PowerSpherical", data=str(tmp_path / "plain.npz"))
+    capsys.readouterr()
+    ok("evaluate", str(tmp_path / "run"), "--samples", "30", "--thorough", "true")
+    printed = capsys.readouterr().out
+    assert "left out: quality: expected data with labels" in printed
+    assert "left out: bounds: prior: expected a density over all" in printed
+    assert "calibration: " in printed
+
+
 def test_compare_pairs_the_rows_of_runs(trained: Path, tmp_path: Path, capsys: Any) -> None:
     """The differences and errors are those of the values that evaluate wrote, whatever is loaded."""
     other = tmp_path / "b"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,52 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from .. import data, plots
 from ..devices import seeded
-from ..errors import LabelError, NoClosedFormError, PplVaeError
-from ..evaluation import LogLikelihood, audit, diagnostics, evaluate, label_use
+from ..errors import LabelError, NoClosedFormError, NoDensityError, PartError, PplVaeError
+from ..evaluation import (
+    Calibration,
+    LogLikelihood,
+    audit,
+    bounds,
+    calibration,
+    diagnostics,
+    evaluate,
+    label_use,
+    quality,
+    simulate,
+)
 from ..evaluation.pareto import good_below
 from ..model import VAE
 from ..training import History
 from .files import write_evaluation
 
 __all__ = [
+    "HEADINGS",
     "PICTURES",
     "AuditFailed",
     "draw",
+    "draw_calibration",
     "draw_likelihood",
     "more",
     "reconstructions",
     "report",
+    "thorough",
     "value_range",
     "vrange_of",
     "xy",
 ]
 
 PICTURES = ("history", "reconstructions", "latents", "samples", "prior", "styles", "manifold", "likelihood")
+# What a part of an evaluation does not say itself.
+HEADINGS = {
+    "quality": "the samples, as a classifier of the training data sees them",
+    "calibration": "the guide, on data that the model draws",
+    "bounds_simulated": "log p by annealing, of data that the model draws",
+    "bounds": "log p by annealing, of test data",
+}
 # How many rows the diagnostics look at, whose cost grows with the square of them.
 _ROWS = 2000
+# How many rows annealing takes, each of which costs as much as thousands of samples.
+_FEW = 20
 
 
 class AuditFailed(PplVaeError, ValueError):
@@ -69,12 +92,62 @@ def more(vae: VAE, split: data.Split, seed: int) -> tuple[dict[str, Any], list[s
     return found, left_out
 
 
+def thorough(vae: VAE, source: data.Data, split: data.Split, seed: int) -> tuple[dict[str, Any], list[str]]:
+    """Return what takes minutes: how samples look to a judge, whether the guide is calibrated, bounds on log p.
+
+    These are of rows that the model draws, with their z, and from below of rows of the split. The second result says
+    what was left out, and why.
+    """
+    if vae.prior is None:
+        return {}, []
+    few, found, left_out = split.head(_FEW), {}, []
+    y = xy(vae, few)[1]
+
+    def judged() -> Any:
+        if source.train.y is None or split.y is None:
+            raise LabelError("expected data with labels, from which the judge learns")
+        return quality(vae, (_drawn(source.train, seed), source.train.y), (split.x, split.y), seed=seed)
+
+    def simulated() -> Any:
+        x, given, z = simulate(vae, len(few), y, seed=seed)
+        return bounds(vae, x, given, z=z, seed=seed)
+
+    measurements: dict[str, Callable[[], Any]] = {
+        "quality": judged,
+        "calibration": lambda: calibration(vae, y=None if y is None else xy(vae, split)[1], seed=seed),
+        "bounds_simulated": simulated,
+        "bounds": lambda: bounds(vae, few.x, y, seed=seed),
+    }
+    for name, measure in measurements.items():
+        try:
+            found[name] = measure()
+        except (PartError, LabelError, NoDensityError) as error:
+            left_out.append(f"left out: {name}: {error}")
+    return found, left_out
+
+
+def _drawn(split: data.Split, seed: int) -> torch.Tensor:
+    """Pixels of the kind that a model draws: of a split that is binarised anew in every step, once."""
+    if split.binarize != "dynamic":
+        return split.x
+    with seeded(seed, split.x.device):
+        return split.x.bernoulli()
+
+
 def draw_likelihood(found: LogLikelihood, out: Path) -> Path:
     """Draw how log p grows with the number of samples."""
     k = found.pareto_k if found.pareto_k.isfinite().any() else None
     title = f"log p(x|y) of {len(found.values)} rows by importance sampling"
     figure = plots.likelihood(found.points, found.curve, k, limit=good_below(found.samples), title=title)
     return plots.save(figure, out / "likelihood.png")
+
+
+def draw_calibration(found: Calibration, out: Path) -> Path:
+    """Draw the ranks of the true z among draws of the guide."""
+    title = "ranks of z among draws from q(z|x,y); flat where the guide is exact"
+    return plots.save(
+        plots.calibration(found.ranks, draws=found.draws, bins=found.bins, title=title), out / "calibration.png"
+    )
 
 
 def xy(vae: VAE, split: data.Split) -> tuple[torch.Tensor, torch.Tensor | None]:

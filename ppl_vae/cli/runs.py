@@ -21,11 +21,14 @@ from ..training import History
 from .files import read_evaluation, write_evaluation, write_json
 from .parsing import parse, parser_of
 from .report import (
+    HEADINGS,
     AuditFailed,
     draw,
+    draw_calibration,
     draw_likelihood,
     more,
     reconstructions,
+    thorough,
     value_range,
     vrange_of,
     xy,
@@ -95,6 +98,7 @@ def evaluate_run(words: list[str]) -> None:
         words,
         ("samples", int, 500, "of z for the importance-sampled log p(x|y)"),
         ("rows", int | None, None, "the first so many rows of the test set; by default all"),
+        ("thorough", bool, False, "also judge the samples, the guide's calibration and bounds of log p: some minutes"),
         ("seed", int, 0, "of the draws"),
     )
     vae, source = _model_and_data(options)
@@ -102,9 +106,15 @@ def evaluate_run(words: list[str]) -> None:
     test = source.test if options.rows is None else source.test.head(options.rows)
     result = evaluate(vae, *xy(vae, test), samples=options.samples, seed=options.seed, progress=True)
     found, left_out = more(vae, test, options.seed)
+    if options.thorough:
+        further, too = thorough(vae, source, test, options.seed)
+        found, left_out = found | further, left_out + too
     write_evaluation(out, result, test, {name: part.to_dict() for name, part in found.items()})
-    print("\n\n".join(map(str, [result, *found.values(), *left_out])))
+    parts = (f"{HEADINGS[name]}\n{part}" if name in HEADINGS else str(part) for name, part in found.items())
+    print("\n\n".join([str(result), *parts, *left_out]))
     pictures = draw(vae, source, out, history)
+    if "calibration" in found:
+        pictures.append(draw_calibration(found["calibration"], out))
     if result.likelihood is not None:
         pictures.append(draw_likelihood(result.likelihood, out))
     print("\n" + "\n".join(map(str, pictures)))

@@ -6,6 +6,9 @@ catches the built-in keeps working, and ``except PplVaeError`` catches only what
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 __all__ = [
     "CaptureError",
     "CheckpointError",
@@ -18,6 +21,7 @@ __all__ = [
     "PartError",
     "PplVaeError",
     "ShapeError",
+    "known",
 ]
 
 
@@ -63,3 +67,20 @@ class CaptureError(PplVaeError, ValueError):
 
 class CheckpointError(PplVaeError, ValueError):
     """A file that is missing, damaged, or does not fit the model it is loaded into."""
+
+
+def known(what: str, value: object, options: Collection[str], other: str = "") -> None:
+    """Raise a :class:`ConfigError` unless a value is one of the options; it names the nearest.
+
+    Example:
+        >>> known("prior", "Gausian", ["Gaussian", "Standard"])
+        Traceback (most recent call last):
+        ppl_vae.errors.ConfigError: prior: expected one of Gaussian, Standard, got 'Gausian'; did you mean 'Gaussian'?
+    """
+    if isinstance(value, str) and value in options:
+        return
+    plain = {option.lower().replace("_", "-"): option for option in options}
+    close = difflib.get_close_matches(str(value).lower().replace("_", "-"), list(plain), 1, 0.4)
+    hint = f"; did you mean {plain[close[0]]!r}?" if close else ""
+    listed = ", ".join(sorted(options)) + (f" or {other}" if other else "")
+    raise ConfigError(f"{what}: expected one of {listed}, got {value!r}{hint}")

@@ -519,7 +519,7 @@ def test_splits_that_do_not_fit_each_other_are_refused():
     [
         (
             lambda: data.load("mnits"),
-            r"expected name to be one of 'digits', .* got 'mnits' \(did you mean 'mnist'\?\)",
+            r"name: expected one of .*digits.* or a path.*, got 'mnits'; did you mean 'mnist'",
         ),
         (lambda: data.load("Fashion_MNIST"), "did you mean 'fashion-mnist'"),
         (lambda: data.load("zebra"), r"or a path to an .npz file of your own, got 'zebra'$"),

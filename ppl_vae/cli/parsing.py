@@ -10,8 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from .. import presets
-from ..errors import ConfigError
+from ..errors import known
 
 __all__ = ["parse", "parser_of"]
 
@@ -26,7 +25,6 @@ def parser_of(name: str, command: Callable[..., Any]) -> ArgumentParser:
 
 def parse(parser: ArgumentParser, words: list[str], config: dict[str, Any]) -> Namespace:
     """Parse the words over the configuration; an unknown option is met with the nearest one there is."""
-    known = [action.dest for action in parser._actions]
     try:
         return parser.parse_args(words, namespace=parser.parse_object(config) if config else None)
     except argparse.ArgumentError as error:
@@ -35,4 +33,5 @@ def parse(parser: ArgumentParser, words: list[str], config: dict[str, Any]) -> N
         if found is None:
             raise
         key = ".".join(part for part in found.groups() if part)
-        raise ConfigError(presets.nearest(key, known, "option")) from error
+        known("option", key, [action.dest for action in parser._actions])
+        raise

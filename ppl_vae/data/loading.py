@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, known
 from .arrays import as_split, cut, largest_level
 from .pixels import BINARIZE, SCALE, as_data
 from .sources import SOURCES, user_arrays
-from .splits import PARTS, Data, known
+from .splits import PARTS, Data
 
 __all__ = ["from_tensors", "load"]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, ShapeError
+from ..errors import ConfigError, DataError, ShapeError, known
 
-__all__ = ["BINARIZE", "PARTS", "Data", "Split", "check_finite", "known"]
+__all__ = ["BINARIZE", "PARTS", "Data", "Split", "check_finite"]
 
 PARTS = ("train", "valid", "test")
 BINARIZE = ("none", "threshold", "static", "dynamic")
@@ -159,12 +158,3 @@ def check_finite(x: Tensor, what: str = "x") -> None:
         f"pixel {tuple(pixel)}: leave such rows out, or where pixels are missing put any finite value in and "
         "pass a mask"
     )
-
-
-def known(what: str, value: object, options: Collection[str], other: str = "") -> None:
-    """Refuse an option that does not exist, and name the nearest that does."""
-    if value not in options:
-        near = difflib.get_close_matches(str(value).lower().replace("_", "-"), options, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        listed = ", ".join(map(repr, options)) + (f" or {other}" if other else "")
-        raise ConfigError(f"expected {what} to be one of {listed}, got {value!r}{hint}")

@@ -12,8 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ..data.splits import known
-from ..errors import PartError
+from ..errors import PartError, known
 from ..parts import check_positive
 from .joining import through
 

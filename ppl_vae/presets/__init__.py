@@ -19,7 +19,6 @@ from .tables import (
     TABLES,
     Spec,
     lookup,
-    nearest,
 )
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "cvae",
     "lookup",
     "make",
-    "nearest",
     "to_dict",
     "vae",
 ]

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from .. import encoders, priors
-from ..errors import ConfigError, PartError
+from ..errors import ConfigError, PartError, known
 from ..model import VAE
 from ..parts import Chain, Unconditional
-from .tables import FLOWS, HANDED_ON, NETWORKS, TABLES, lookup, nearest
+from .tables import FLOWS, HANDED_ON, NETWORKS, TABLES, lookup
 
 __all__ = ["build", "complete", "in_order", "make", "to_dict"]
 
@@ -54,17 +54,16 @@ def complete(kind: str, spec: str | Mapping[str, Any], **shared: Any) -> dict[st
     # The encoder of a Vamp is the model's, and no option.
     parameters = [option for option in _options(cls) if option != "encoder"]
     for option in given:
-        if option != "name" and option not in parameters and cls is not priors.Fixed:
-            raise ConfigError(nearest(option, parameters, f"{kind} {given['name']}"))
+        if option != "name" and cls is not priors.Fixed:
+            known(f"{kind} {given['name']}", option, parameters)
     return {"name": given["name"]} | {k: v for k, v in shared.items() if k in parameters} | given
 
 
 def _complete_chain(kind: str, given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
     """Share the features out between the two parts; the second has those of the first in its context."""
-    known = ["first", "second", "features", "context"]
     for option in given:
-        if option not in ("name", *known):
-            raise ConfigError(nearest(option, known, f"{kind} Chain"))
+        if option != "name":
+            known(f"{kind} Chain", option, ["first", "second", "features", "context"])
     shared = {**shared, **{key: given[key] for key in ("features", "context") if key in given}}
     specs = [given.get(key) for key in ("first", "second")]
     if not all(isinstance(spec, str | Mapping) for spec in specs):
@@ -166,10 +165,8 @@ def _value(key: str, value: Any) -> Any:
     if key == "flow" and isinstance(value, str | Mapping):
         given = {"name": value} if isinstance(value, str) else dict(value)
         flow = lookup(FLOWS, given.pop("name", None), "flow")
-        known = _options(flow)
         for option in given:
-            if option not in known:
-                raise ConfigError(nearest(option, known, f"flow {flow.__name__}"))
+            known(f"flow {flow.__name__}", option, _options(flow))
         return functools.partial(flow, **given) if given else flow
     if key == "distribution" and isinstance(value, str):
         return lookup(_distributions(), value, "distribution")

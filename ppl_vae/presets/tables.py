@@ -7,13 +7,12 @@ The command line, ``config.yaml`` and saved models know parts by these strings a
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import conditions, encoders, likelihoods, networks, objectives, priors
 from ..distributions import zuko
-from ..errors import ConfigError
+from ..errors import known
 from ..parts import Chain
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "TABLES",
     "Spec",
     "lookup",
-    "nearest",
 ]
 
 PRIORS: dict[str, type] = {
@@ -104,16 +102,7 @@ TABLES = {"prior": PRIORS, "likelihood": LIKELIHOODS, "encoder": ENCODERS, "cond
 Spec = str | Mapping[str, Any] | Callable[..., Any]
 
 
-def nearest(name: object, known: Sequence[str], what: str) -> str:
-    """Return a sentence for an error: what was expected, what came, and the nearest known name."""
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(name).lower(), list(lower), 1, 0.4)
-    hint = f"; did you mean {lower[close[0]]!r}?" if close else ""
-    return f"{what}: expected one of {', '.join(sorted(known))}, got {name!r}{hint}"
-
-
 def lookup(table: Mapping[str, Any], name: object, what: str) -> Any:
     """Return ``table[name]``, or raise a ConfigError that names the nearest."""
-    if not isinstance(name, str) or name not in table:
-        raise ConfigError(nearest(name, list(table), what))
-    return table[name]
+    known(what, name, table)
+    return table[name]  # type: ignore[index]

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from . import presets
+from .conditions import OneHot
 from .errors import ConfigError, PartError
 from .model import VAE
 from .training import fit
@@ -26,13 +27,14 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     The second stage of a two-stage model. It also makes a generative model of an autoencoder: its codes get a density.
 
     Arguments:
-        vae: a trained model; it is not changed.
+        vae: a trained model; of it nothing is changed but which labels its condition has seen.
         train: as :func:`ppl_vae.fit` takes it.
         prior: a part, a name, or a dict ``{"name": ..., option: ...}``, as the presets take it.
         options: of :func:`ppl_vae.fit`: ``epochs``, ``lr``, ``valid``, ``callbacks``, ...
 
     Raises:
-        PartError: if the prior has nothing to fit, or shares parameters with the parts that are frozen and no others.
+        PartError: if the prior has nothing to fit, or shares parameters with the parts that are frozen and no others;
+            or is the model's own, which the fit would change.
         ConfigError: for an option that does not apply.
 
     Reference:
@@ -52,9 +54,12 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
         sizes = [getattr(of, "features", None) for of in (vae.encoder, vae.likelihood, vae.prior)]
         shared = {"features": next((size for size in sizes if isinstance(size, int)), None)}
         shared["context"] = getattr(vae.condition, "context", getattr(vae.encoder, "context", 0))
+        shared["classes"] = vae.condition.classes if isinstance(vae.condition, OneHot) else None
         shared = {key: value for key, value in shared.items() if value is not None}
         spec = presets.complete("prior", prior, **shared)
         part = presets.make("prior", spec, conditional=vae.condition is not None, encoder=vae.encoder)
+    if part is vae.prior:
+        raise PartError("prior: expected a new one, got the model's own: pass its name, or a copy")
     new = VAE(part, vae.likelihood, vae.encoder, vae.condition)
     others = (vae.likelihood, vae.encoder, vae.condition)
     frozen = {p for other in others if isinstance(other, nn.Module) for p in other.parameters() if p.requires_grad}

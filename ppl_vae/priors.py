@@ -221,7 +221,7 @@ class Vamp(Part):
 
     The encoder is the model's own, shared with it and trained by both: ``VAE(prior=Vamp(encoder), encoder=encoder)``.
     Calling the prior takes K passes of the encoder, and for a batch of B different y it takes B·K. Where y is one of
-    ``classes`` labels it takes no more than classes·K, by an encoder of this library.
+    ``classes`` labels it takes no more than classes·K, by any encoder of this library but a Chain and one Masked.
 
     Arguments:
         encoder: the encoder of the model: x, c → q(z | x, y), with a density.
@@ -341,7 +341,7 @@ class Vamp(Part):
                 f"Vamp: expected one-hot rows of {self.classes} labels for the context, got other numbers: make it "
                 "without classes"
             )
-        return of_rows(u, torch.eye(self.classes).to(c).unsqueeze(-2), c.argmax(-1))
+        return of_rows(u, torch.eye(self.classes, dtype=c.dtype, device=c.device).unsqueeze(-2), c.argmax(-1))
 
 
 class Sphere(Part):

@@ -25,7 +25,7 @@ from torch import Tensor
 from .distributions import as_pyro
 from .errors import ConfigError, DataError, LabelError, PartError, ShapeError
 from .model import VAE
-from .model.checks import check_pair, check_rows
+from .model.checks import check_data, check_pair, check_rows
 
 __all__ = ["SemiSupervised"]
 
@@ -112,6 +112,7 @@ class SemiSupervised(VAE):
                     z = pyro.sample("z", prior, infer={"weights": weights})
                 check_pair(z, prior)
                 p, x = self._observed(as_pyro(self.likelihood(z, c)), x, mask)
+                check_data(self.likelihood, x)
                 return pyro.sample("x", p, obs=x, infer={"weights": weights})
 
     def guide(self, x: Any = None, y: Any = None, mask: Tensor | None = None, total: float | None = None) -> Tensor:
@@ -169,7 +170,7 @@ class SemiSupervised(VAE):
         with warnings.catch_warnings():
             # A label without labelled rows is asked about all the same.
             warnings.filterwarnings("ignore", "label .* was never seen in training")
-            return self._context(torch.arange(len(weights))).unsqueeze(1)  # type: ignore[union-attr]
+            return self._context(torch.arange(len(weights), device=weights.device)).unsqueeze(1)  # type: ignore[union-attr]
 
     def _log_p(self, log_q: Tensor) -> Tensor:
         """Log p(y), (labels, 1)."""

@@ -26,6 +26,17 @@ def loss(vae, *data):
     return Trace_ELBO().loss(vae.model, vae.guide, *data)
 
 
+def unlabelled(prior, encoder=None, likelihood=None):
+    likelihood = likelihood or pv.likelihoods.Bernoulli((4,), 2)
+    return pv.VAE(prior, likelihood, encoder or pv.encoders.Gaussian(2, (4,)))
+
+
+def on_spheres(at=(0, 1)):
+    """A chain of two encoders, of which those at these places draw points on a circle."""
+    kinds = [pv.encoders.PowerSpherical if i in at else pv.encoders.Gaussian for i in range(2)]
+    return pv.Chain(kinds[0](2, (4,)), kinds[1](2, (4,), 2))
+
+
 CASES = {
     "a prior over another latent": (
         lambda: loss(cvae(lambda c: dist.Normal(c.new_zeros(5), 1.0).to_event(1)), X, Y),
@@ -87,6 +98,44 @@ CASES = {
         PartError,
         r"sphere.*priors.Sphere",
     ),
+    "a chain of spheres under all of space": (
+        lambda: loss(unlabelled(pv.priors.Gaussian(4), on_spheres(), likelihood=pv.likelihoods.Bernoulli((4,), 4)), X),
+        PartError,
+        r"sphere.*priors.Sphere",
+    ),
+    "a chain with its sphere at the other place": (
+        lambda: loss(
+            unlabelled(
+                pv.Chain(pv.priors.Sphere(2), lambda c: dist.Normal(c.new_zeros(*c.shape[:-1], 2), 1.0).to_event(1)),
+                on_spheres((1,)),
+                likelihood=pv.likelihoods.Bernoulli((4,), 4),
+            ),
+            X,
+        ),
+        PartError,
+        r"sphere.*priors.Sphere.*same place",
+    ),
+    "grey pixels in a stock step": (lambda: loss(pv.vae((4,), 2), X + 0.5), DataError, r"Bernoulli.*grey.*binarise"),
+    "counts that are not whole in a stock step": (
+        lambda: loss(pv.vae((4,), 2, likelihood="Poisson"), X + 0.5),
+        DataError,
+        r"Poisson.*whole counts.*fractions",
+    ),
+    "a flow that wants a context given none": (
+        lambda: loss(unlabelled(flows.NSF(2, 10, transforms=1, hidden_features=(8,))), X),
+        ShapeError,
+        r"NSF failed without a context.*condition.*context=0",
+    ),
+    "a mixture flow that wants a context given none": (
+        lambda: loss(unlabelled(flows.GMM(2, 3)), X),
+        ShapeError,
+        r"GMM failed without a context",
+    ),
+    "a function of a context given none": (
+        lambda: loss(unlabelled(lambda c: dist.Laplace(c.new_zeros(2), 1.0).to_event(1)), X),
+        ShapeError,
+        r"failed without a context",
+    ),
     "a prior over numbers above zero": (
         lambda: loss(cvae(lambda c: dist.Gamma(c.new_ones(2), 1.0).to_event(1)), X, Y),
         PartError,
@@ -102,13 +151,21 @@ def test_a_misfit_says_the_way_out(name):
         make()
 
 
-@pytest.mark.parametrize("name", ["an unconditional flow given y", "a sphere with a Gaussian encoder"])
+CAPTURED = {
+    "an unconditional flow given y": (lambda: cvae(flows.NSF(2, transforms=1, hidden_features=(8,))), (X, Y)),
+    "a sphere with a Gaussian encoder": (lambda: cvae(pv.priors.Sphere(2)), (X, Y)),
+    "grey pixels in a stock step": (lambda: pv.vae((4,), 2), (X + 0.5,)),
+    "counts that are not whole in a stock step": (lambda: pv.vae((4,), 2, likelihood="Poisson"), (X + 0.5,)),
+}
+
+
+@pytest.mark.parametrize("name", CAPTURED)
 def test_captured_steps_say_it_too(name):
-    prior = pv.priors.Sphere(2) if "sphere" in name else flows.NSF(2, transforms=1, hidden_features=(8,))
-    vae = cvae(prior)
+    make, data = CAPTURED[name]
+    vae = make()
     svi = CapturedSVI(vae.model, vae.guide, torch.optim.Adam, Trace_ELBO(), backend="graph")
     with pytest.raises(PplVaeError, match=CASES[name][2]):
-        svi.step(X, Y)
+        svi.step(*data)
 
 
 def test_the_ways_out_work():
@@ -116,6 +173,11 @@ def test_the_ways_out_work():
     assert loss(cvae(pv.Unconditional(flows.NSF(2, transforms=1, hidden_features=(8,)))), x, Y) > 0
     assert loss(cvae(flows.GMM(2, 3, components=3)), x, Y) > 0
     assert loss(cvae(pv.priors.Sphere(2), pv.encoders.PowerSpherical(2, (4,), 3)), x, Y) > 0
+    # A mixture of posteriors on the sphere has its mass there, too; and a chain, where its parts have.
+    on_sphere = pv.encoders.PowerSpherical(2, (4,), 3)
+    assert loss(cvae(pv.priors.Vamp(on_sphere, 4), on_sphere), x, Y) > 0
+    circles = pv.Chain(pv.priors.Sphere(2), pv.Unconditional(pv.priors.Sphere(2)))
+    assert loss(unlabelled(circles, on_spheres(), likelihood=pv.likelihoods.Bernoulli((4,), 4)), x) > 0
 
 
 def test_a_prior_with_sites_of_its_own_is_tried_out_of_sight():

@@ -236,6 +236,7 @@ ENCODERS = {
     "Mixture": named("Mixture", hidden=[8], components=2),
     "Flow": named("Flow", hidden=[8], outputs=4),
     "Flow NSF": named("Flow", hidden=[8], outputs=4, flow={"name": "NSF", "transforms": 1, "bins": 4}),
+    "Flow BPF": named("Flow", hidden=[8], outputs=4, flow={"name": "BPF", "transforms": 1, "hidden_features": [8]}),
     "Flow NICE": named("Flow", needs_numbers=True, hidden=[8], outputs=4, flow="NICE"),
     "PowerSpherical": named("PowerSpherical", hidden=[8], beside={"prior": "Sphere"}),
     "Chain": named("Chain", first=SMALL, second=SMALL_FLOW),
@@ -708,9 +709,9 @@ def test_the_mean_field_loss_takes_the_closed_form_where_there_is_one(case):
 
 
 @cases()
-def test_every_parameter_gets_a_gradient(case):
-    # Label 0 … 2 each occur, so that no row of a table is left out.
-    vae, x, y = shaken(case.vae()), case.x(), case.y()
+def test_every_parameter_gets_a_gradient(case, device):
+    # Label 0 … 2 each occur, so that no row of a table is left out. A loaded model is in eval mode.
+    vae, x, y = shaken(case.vae()).to(device).eval(), case.x(), case.y()
     Trace_ELBO(num_particles=4).differentiable_loss(vae.model, vae.guide, x, y).backward()
     missing = [name for name, p in vae.named_parameters() if p.grad is None]
     assert not missing
@@ -741,20 +742,20 @@ TAKES_STOCK_STEPS = {"CNF"}
 
 @cases()
 @pytest.mark.filterwarnings("ignore::ppl_vae.capture.CaptureWarning")
-def test_captured_steps_equal_stock(case):
+def test_captured_steps_equal_stock(case, device):
     """Every loss of twelve steps, so gradients, updates and random numbers as well."""
-    vae = case.vae()
+    vae, backend = case.vae().to(device), "cudagraph" if device.type == "cuda" else "graph"
     twin = copy.deepcopy(vae)
     x, y = case.x(), case.y()
     stock = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     adam = functools.partial(torch.optim.Adam, lr=1e-2)
-    captured = CapturedSVI(twin.model, twin.guide, adam, Trace_ELBO(), backend="graph")
+    captured = CapturedSVI(twin.model, twin.guide, adam, Trace_ELBO(), backend=backend)
     losses = []
     for svi in (stock, captured):
         torch.manual_seed(0)
-        losses.append([svi.step(x, y) for _ in range(12)])
+        losses.append([float(svi.step(x, y)) for _ in range(12)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-6, abs=1e-6)
-    assert captured.backend == ("off" if case.name in TAKES_STOCK_STEPS else "graph")
+    assert captured.backend == ("off" if case.name in TAKES_STOCK_STEPS else backend)
 
 
 @cases()

@@ -15,6 +15,7 @@ import ppl_vae as pv
 from ppl_vae import encoders, likelihoods, plots, priors
 from ppl_vae.errors import ConfigError, DataError, LabelError, NoDensityError, ShapeError
 from ppl_vae.evaluation import aggregate, diagnostics
+from ppl_vae.evaluation.measuring import measuring
 from ppl_vae.objectives import kl_standard
 
 # The package's attribute of that name is the function.
@@ -96,7 +97,8 @@ def test_with_the_exact_posterior_the_aggregate_nears_the_prior(classes):
     q = truth.posterior(x, y).base_dist
     # Wider codes of the same means: I falls to ½ log(1 + Var m / s²), and the aggregate is wider than the prior.
     wide = 0.5 * torch.log1p((1 - q.scale[0].square()) / (1.5 * q.scale[0]).square()).sum().item()
-    assert off["mutual_information"] < wide < off["mutual_information_at_most"]
+    # On average they are a bracket; the noise of the draws is 0.002.
+    assert off["mutual_information"] - 0.01 < wide < off["mutual_information_at_most"] + 0.01
     assert off["mutual_information_at_most"] - off["mutual_information"] < 0.06
     variance = 1 - q.scale[0].square() + (1.5 * q.scale[0]).square()
     aggregate_kl = 0.5 * (variance - 1 - variance.log()).sum().item()
@@ -184,8 +186,7 @@ def test_any_encoder_is_summed_over_its_pairs(encoder, context, monkeypatch):
     in_lots = aggregate.log_density_sums
     monkeypatch.setattr(MODULE, "log_density_sums", lambda *a: in_lots(*a[:-1], 2))
     again = diagnostics(vae, x, y, draws=draws, batch_size=n, seed=3)
-    torch.manual_seed(3)
-    with torch.no_grad():
+    with torch.no_grad(), measuring(vae, 3, "diagnostics"):
         q = vae.encode(x, y)
         z = q.rsample((draws,))
         rows = [(x[j : j + 1], None if y is None else y[j : j + 1]) for j in range(n)]
@@ -228,9 +229,9 @@ def test_noise_that_is_known_is_taken_out():
     found = torch.tensor([diagnostics(vae, x, draws=10, seed=s)["aggregate_kl"] for s in range(40)])
     plain = []
     for seed in range(40):
-        torch.manual_seed(seed)
         q = vae.encode(x)
-        z = q.sample((10,)).flatten(0, 1)
+        with measuring(vae, seed, "diagnostics"):
+            z = q.sample((10,)).flatten(0, 1)
         log_mixture = q.log_prob(z[:, None]).logsumexp(1) - math.log(30)
         log_q = q.log_prob(z.unflatten(0, (10, 30)))
         # I as it is drawn, and the rate that is known: what an estimate without the correction would be.

@@ -1,10 +1,16 @@
 """What a page of the documentation shows is what happens: its blocks run in order, and say what should be true."""
 
+import functools
 import re
 from pathlib import Path
 
+import pyro
 import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO
 
+import ppl_vae as pv
 from ppl_vae import presets
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -38,3 +44,22 @@ def test_every_block_of_a_page_runs_and_says_what_is_true(page, tmp_path, monkey
         # Blank lines in front, so that an error names the line of the page.
         exec(compile("\n" * line + block, str(DOCS / page), "exec"), names)
     assert all("assert " in block for _, block in found[1:])
+
+
+def test_the_blocks_of_the_readme_run(monkeypatch, capsys):
+    """In order, on few rows of noise for MNIST, and with less annealing and a hastier judge."""
+    y = torch.arange(100) % 10
+    few = pv.data.from_tensors(torch.rand(120, 1, 28, 28), torch.arange(120) % 10, binarize="dynamic")
+    monkeypatch.setattr(pv.data, "load", lambda *args, **options: few)
+    for name, less in (("bounds", {"temperatures": 3, "chains": 2, "leapfrog": 1}), ("quality", {"steps": 20})):
+        monkeypatch.setattr(pv.evaluation, name, functools.partial(getattr(pv.evaluation, name), **less))
+    x = torch.rand(100, 1, 28, 28).round()
+    names = {"pyro": pyro, "poutine": poutine, "SVI": SVI, "Predictive": Predictive, "Trace_ELBO": Trace_ELBO}
+    names |= {"x": x, "y": y, "labels": y, "x_test": x, "y_test": y}
+    found = blocks("../README.md")
+    assert len(found) == 4
+    for line, block in found:
+        exec(compile("\n" * line + block, "README.md", "exec"), names)
+    assert names["images"].shape == (8, 10, 1, 28, 28)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("Pareto", "lower bound", "dimensions are used", "calibration: ", "FID"))

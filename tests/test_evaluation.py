@@ -1,5 +1,7 @@
 """``evaluate`` against closed forms; what it must not depend on, and what it must say."""
 
+import dataclasses
+import json
 import math
 
 import pytest
@@ -133,6 +135,35 @@ def test_grey_bernoulli_is_said_to_be_no_density(wrapped):
     found = pv.evaluate(vae, torch.rand(9, 6), torch.arange(9) % 3, samples=2)
     assert "not a density" in str(found)
     assert found.to_dict()["density"] is False
+    y = torch.arange(9) % 3
+    for others in (
+        pv.evaluation.diagnostics(vae, torch.rand(9, 6), y),
+        pv.evaluation.label_use(vae, torch.rand(9, 6), y),
+    ):
+        assert "not a density" in str(others)
+        assert others.to_dict()["density"] is False
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_has_no_number_is_none_in_json(rows):
+    """A single row has no standard error, and JSON has no NaN; a row that cannot be has log p = −∞."""
+    vae = pv.vae((6,), 2, likelihood="Gaussian")
+    found = pv.evaluate(vae, torch.rand(rows, 6), samples=5)
+    assert (found.to_dict()["neg_elbo"]["standard_error"] is None) == (rows == 1)
+    impossible = dataclasses.replace(found.likelihood, values=torch.full((rows,), -math.inf))
+    assert impossible.to_dict()["log_prob"]["mean"] is None
+    bounds = pv.evaluation.bounds(vae, torch.rand(rows, 6), temperatures=2, chains=2, leapfrog=1)
+    for each in (found, impossible, pv.evaluation.diagnostics(vae, torch.rand(rows, 6)), bounds):
+        json.dumps(each.to_dict(), allow_nan=False)
+
+
+def test_the_elbo_of_wide_images_takes_no_more_memory():
+    """250 rows of 10 draws of 300 levels a pixel would be 75 million numbers at once."""
+    vae = pv.vae((100,), 1, likelihood={"name": "Categorical", "levels": 300}, hidden=(2,))
+    most = []
+    vae.likelihood.network.register_forward_hook(lambda network, inputs, raw: most.append(raw.numel()))
+    pv.evaluate(vae, torch.zeros(300, 100), samples=2)
+    assert max(most) <= 2**22
 
 
 def test_binary_bernoulli_is_a_density():

@@ -90,7 +90,7 @@ def test_backends_give_the_same_numbers(prior, proposal):
     torch.manual_seed(0)
     vae = pv.cvae((6,), 2, 3, prior=prior, hidden=(8,)).double()
     x, y = torch.rand(7, 6).round(), torch.arange(7) % 3
-    options = {"samples": 50, "memory": 6 * 7 * 10, "proposal": proposal, **QUIET}
+    options = {"samples": 50, "memory": 10 * vae.numbers(x), "proposal": proposal, **QUIET}
     off, graph = (log_likelihood(vae, x, y, capture=capture, **options) for capture in ("off", "graph"))
     for name in ("values", "standard_error", "ess", "pareto_k", "curve"):
         torch.testing.assert_close(getattr(off, name), getattr(graph, name), rtol=1e-9, atol=1e-9)
@@ -180,6 +180,10 @@ def test_table_and_json():
     grey = log_likelihood(levels, torch.randint(256, (5, 2, 2)).float(), samples=30, **QUIET)
     assert grey.bits == pytest.approx(1 / (4 * math.log(2)))
     assert "bits per dimension" in str(grey)
+    assert grey.to_dict()["bits_per_dim"] == pytest.approx(-grey.mean / (4 * math.log(2)))
+    assert plain["bits_per_dim"] is None
+    summary = pv.evaluate(levels, torch.randint(256, (5, 2, 2)).float(), samples=30)
+    assert summary["bits_per_dim"] == pytest.approx(summary["neg_log_prob"] / (4 * math.log(2)))
 
 
 def test_a_weight_of_zero_is_a_weight():
@@ -236,6 +240,72 @@ def test_a_model_that_cannot_be_recorded(monkeypatch):
     with pytest.warns(CaptureWarning, match="as it is"):
         found = log_likelihood(vae, x, samples=30, **QUIET)
     assert torch.equal(found.values, expected.values)
+
+
+def test_the_components_of_a_mixture_take_memory_too():
+    """A z is held by every pseudo-input of a Vamp, which here are many more numbers than its pixels."""
+    vae = pv.vae((6,), 2, prior={"name": "Vamp", "components": 1000})
+    x = torch.zeros(3, 6)
+    assert vae.numbers(x[:1]) == 2000
+    assert vae.numbers(x) == 6000
+    most = []
+    vae.likelihood.network.register_forward_hook(lambda network, inputs, raw: most.append(len(raw)))
+    list(vae.log_weights(x, samples=50, memory=60_000))
+    assert most == [10] * 5
+    assert pv.vae((6,), 2, prior={"name": "Mixture", "components": 2}).numbers(x[:1]) == 6
+
+
+def test_few_rows_at_a_time_where_memory_is_small():
+    vae, most = pv.vae((6,), 2, likelihood="Gaussian"), []
+    vae.likelihood.network.register_forward_hook(lambda network, inputs, raw: most.append(raw.shape[:-1].numel()))
+    log_likelihood(vae, torch.zeros(50, 6), samples=3, memory=60, capture="off", **QUIET)
+    assert max(most) == 10
+
+
+@pytest.mark.fresh
+@pytest.mark.parametrize("capture", ["off", "graph"])
+def test_a_proposal_of_ones_own(capture, seed):
+    """Unbiased whatever it is, and exact if it is the posterior; 20 rows at 4,000 draws, α in all."""
+    truth = Ppca()
+    x, _ = truth.draw(20)
+    right, wide = truth.vae(), truth.vae(0.3, 1.5)
+    bad = pv.VAE(right.prior, right.likelihood, lambda x, c: None)
+    options = {"seed": seed, "capture": capture, **QUIET}
+    exact = log_likelihood(bad, x, samples=3, proposal=right.encode, **options)
+    torch.testing.assert_close(exact.values, truth.log_prob(x), rtol=0, atol=1e-9)
+    found = log_likelihood(bad, x, samples=4000, proposal=wide.encode, **options)
+    assert "a function of x" in str(found)
+    z = (found.values.exp() / truth.log_prob(x).exp() - 1) / found.standard_error
+    assert z.abs().max() < limit(20)
+
+
+def test_without_a_compiler_the_recording_is_replayed(monkeypatch):
+    def broken(*args, **options):
+        def call(*tensors):
+            raise RuntimeError("no C++ compiler\nand more")
+
+        return call
+
+    a, b = torch.rand(4, 5), torch.rand(5, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", broken)
+        with pytest.warns(CaptureWarning, match=r"not compiled, but replayed as recorded: no C\+\+ compiler"):
+            staged = TwoStages(noisy, [a, b], compile=True)
+    assert not staged.compiled
+    torch.manual_seed(0)
+    draw = staged()
+    torch.manual_seed(0)
+    torch.testing.assert_close(draw, noisy(a, b))
+
+
+def test_a_recording_must_be_infinite_where_the_function_is():
+    staged = TwoStages(lambda a: a.log() + torch.randn(3), [torch.tensor([0.0, 1.0, 2.0])])
+    assert staged().isinf().tolist() == [True, False, False]
+    for wrong in (torch.tensor([0.0, 0.0, 0.0]), torch.tensor([math.inf, 0.0, 0.0])):
+        with pytest.raises(CaptureError, match="infinite elsewhere"):
+            staged._compare(wrong, torch.tensor([-math.inf, 0.0, 0.0]))
+    with pytest.raises(CaptureError, match=r"off by 1, for values up to 2"):
+        staged._compare(torch.tensor([-math.inf, 1.0, 2.0]), torch.tensor([-math.inf, 0.0, 2.0]))
 
 
 # Pareto k̂

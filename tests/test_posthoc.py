@@ -123,3 +123,23 @@ def test_the_condition_says_the_width_and_modes_come_back():
     assert all(module.training for module in vae.modules())
     function = pv.VAE(vae.prior, vae.likelihood, lambda x, c: vae.encoder(x, c), vae.condition)
     assert pv.fit_prior(function, (x, y), "Gaussian", epochs=1, progress=False).prior.features == 2
+
+
+def test_a_vamp_after_the_fact_trains_its_pseudo_inputs_alone():
+    torch.manual_seed(0)
+    x, y = torch.rand(60, 1, 4, 4).round(), torch.arange(60) % 3
+    vae = pv.cvae((1, 4, 4), 2, 3, hidden=(8,))
+    pv.fit(vae, (x, y), epochs=2, progress=False)
+    before = {key: value.clone() for key, value in vae.state_dict().items()}
+    new = pv.fit_prior(vae, (x, y), {"name": "Vamp", "components": 5}, epochs=10, lr=0.05, progress=False)
+    assert new.prior.encoder is vae.encoder
+    assert new.prior.classes == 3
+    assert all(torch.equal(value, before[key]) for key, value in vae.state_dict().items())
+    started = new.prior.pseudo_inputs
+    assert (torch.cdist(started.flatten(1), x.flatten(1)).min(1).values > 0.01).all()
+
+
+def test_a_models_own_prior_is_not_fitted_behind_its_back():
+    vae = pv.vae((4,), 2, prior="Mixture")
+    with pytest.raises(PartError, match="the model's own"):
+        pv.fit_prior(vae, torch.zeros(8, 4), vae.prior)

@@ -14,6 +14,7 @@ import ppl_vae as pv
 from ppl_vae import encoders, priors
 from ppl_vae.errors import DataError, LabelError, NoDensityError, PartError, ShapeError
 from ppl_vae.evaluation import Judge, fid, kid, quality, train_judge
+from ppl_vae.evaluation.measuring import measuring
 
 
 def with_moments(n, mean, covariance):
@@ -209,7 +210,8 @@ def test_the_program_of_the_data_is_as_good_as_the_data(data):
     assert abs(found["accuracy"] - found.real["accuracy"][0]) <= limit() * error
     assert error < 0.012
     assert found["diversity"] == pytest.approx(1.0, abs=0.05)
-    assert abs(found["kid"]) <= limit() * found.terms["kid"][1]
+    # Samples with the labels of the test data are more alike to them than chance, so it is a little below zero.
+    assert -0.03 < found["kid"] <= limit() * found.terms["kid"][1]
     # One half against the other has twice the bias of all against all.
     assert 0 < found["fid"] < found.real["fid"][0] < 0.5
     assert found["doubt"] == pytest.approx(found.real["doubt"][0], abs=0.05)
@@ -244,8 +246,8 @@ def test_diversity_is_the_ratio_of_mean_distances(data):
     train, test, judge = data
     vae = world()
     found = quality(vae, train, test, judge=judge, batch_size=900, seed=4)
-    torch.manual_seed(4)
-    x = vae.sample(1, test[1])[0]
+    with measuring(vae, 4, "quality"):
+        x = vae.sample(1, test[1])[0]
     for k in range(3):
         of = [judge.features(rows[test[1] == k]).double() for rows in (x, test[0])]
         apart = [(f[:, None] - f).square().sum(-1).sqrt().sum() / (300 * 299) for f in of]

@@ -9,8 +9,8 @@ autoencoders: this folder knows Pyro and torch, and nothing of a VAE.
 """
 
 from .optimiser import Together
-from .recording import Generators
+from .recording import CaptureWarning, Generators
 from .stages import TwoStages
-from .svi import Backend, CapturedSVI, CaptureWarning, Watch
+from .svi import Backend, CapturedSVI, Watch
 
 __all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Generators", "Together", "TwoStages", "Watch"]

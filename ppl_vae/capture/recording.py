@@ -23,9 +23,13 @@ from torch.fx import GraphModule
 
 from .simplify import simplify
 
-__all__ = ["Generators", "no_host_reads", "record"]
+__all__ = ["CaptureWarning", "Generators", "no_host_reads", "record"]
 
 _lock = threading.Lock()
+
+
+class CaptureWarning(UserWarning):
+    """What runs slower than was asked for, and why."""
 
 
 def record(

@@ -8,7 +8,7 @@ an encoder or the components of a prior, is h and is run once for all the calls;
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..errors import CaptureError
-from .recording import Generators, no_host_reads
+from .guard import first_line
+from .recording import CaptureWarning, Generators, no_host_reads
 from .simplify import simplify, written
 
 __all__ = ["TwoStages"]
@@ -35,7 +36,7 @@ class TwoStages:
     Arguments:
         function: from tensors to one tensor; its shapes must not depend on values.
         inputs: like those it will be prepared on.
-        compile: through inductor.
+        compile: through inductor, if there is a compiler; ``compiled`` says so.
         precision: "32", or "bf16-mixed" for matrix products in bfloat16.
         devices: CUDA devices that it draws on.
 
@@ -77,24 +78,38 @@ class TwoStages:
                     graph = make_fx(run)(*inputs)
             except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
                 before.restore()
-                raise CaptureError(f"cannot be recorded as a graph: {str(error).strip().splitlines()[0]}") from error
+                raise CaptureError(f"cannot be recorded as a graph: {first_line(error)}") from error
             simplify(graph, inputs)
             self.first, self._second = split(graph)
             self.second: Callable[..., Any] = self._second
-            if compile:
-                self.second = torch.compile(self._second, dynamic=False, options={"fallback_random": True})
             self.prepare(*inputs)
             before.restore()
-            found = self()
+            found = self._compiled() if compile else None
+            self.compiled = found is not None
+            if found is None:
+                before.restore()
+                found = self()
             before.restore()
-        self._compare(found, expected, compile)
+        self._compare(found, expected)
 
-    def _compare(self, found: Tensor, expected: Tensor, compiled: bool) -> None:
-        difference, tolerance = (found - expected).abs().max().item(), _COMPILED if compiled else _RECORDED
-        size = expected.abs().max().item()
-        if self._mixed:
-            tolerance = _MIXED
-        if math.isfinite(size) and not difference <= tolerance * max(1.0, size):
+    def _compiled(self) -> Tensor | None:
+        """Compile, and return the first draw; None where that fails, as it does without a C++ compiler."""
+        self.second = torch.compile(self._second, dynamic=False, options={"fallback_random": True})
+        try:
+            return self()
+        except (RuntimeError, OSError) as error:
+            warnings.warn(f"not compiled, but replayed as recorded: {first_line(error)}", CaptureWarning, stacklevel=4)
+            self.second = self._second
+            return None
+
+    def _compare(self, found: Tensor, expected: Tensor) -> None:
+        finite = expected.isfinite()
+        if not torch.allclose(found[~finite], expected[~finite], equal_nan=True):
+            raise CaptureError("the recorded graph is finite where the function is not, or infinite elsewhere")
+        found, expected = found[finite], expected[finite]
+        difference, size = (v.abs().max().item() if v.numel() else 0.0 for v in (found - expected, expected))
+        tolerance = _MIXED if self._mixed else _COMPILED if self.compiled else _RECORDED
+        if not difference <= tolerance * max(1.0, size):
             raise CaptureError(f"the recorded graph is off by {difference:.3g}, for values up to {size:.3g}")
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ from ..errors import ConfigError, PplVaeError
 from .guard import LastSite, Terms, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
 from .optimiser import Together
 from .program import SCALARS, Program
-from .recording import Generators, record
+from .recording import CaptureWarning, Generators, record
 from .replay import Replay, StaticStep
 
 __all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Watch"]
@@ -47,10 +47,6 @@ _WORTH_RECORDING = 150
 # What "auto" believes of a CPU: seconds a replay takes beside its arithmetic, operations a second, the share of a step
 # that a compiler saves, and the seconds it takes.
 _OVERHEAD, _RATE, _GAIN, _COMPILING = 5e-4, 1e11, 0.15, 40.0
-
-
-class CaptureWarning(UserWarning):
-    """A program that takes stock steps, and why."""
 
 
 class Watch(Messenger):

@@ -62,7 +62,7 @@ def _fingerprint(split: data.Split) -> str:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values, one line each."""
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:

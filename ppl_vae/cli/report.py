@@ -106,7 +106,9 @@ def thorough(vae: VAE, source: data.Data, split: data.Split, seed: int) -> tuple
     def judged() -> Any:
         if source.train.y is None or split.y is None:
             raise LabelError("expected data with labels, from which the judge learns")
-        return quality(vae, (_drawn(source.train, seed), source.train.y), (split.x, split.y), seed=seed)
+        # A grey image is judged beside what the model makes of a pixel, not beside a draw of it.
+        grey = not getattr(vae.likelihood, "density", True)
+        return quality(vae, (_drawn(source.train, seed), source.train.y), (split.x, split.y), mean=grey, seed=seed)
 
     def simulated() -> Any:
         x, given, z = simulate(vae, len(few), y, seed=seed)

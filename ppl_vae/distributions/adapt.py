@@ -19,6 +19,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
@@ -117,6 +118,9 @@ def as_pyro(distribution: Any) -> Any:
         >>> flow.shape(), isinstance(flow, zuko.distributions.NormalizingFlow)
         (torch.Size([2]), True)
     """
+    if isinstance(distribution, ZukoToPyro):
+        # Pyro's own wrapper has no support, nor the closed forms of what it wraps.
+        distribution = distribution.dist
     if isinstance(distribution, TorchDistributionMixin):
         return distribution
     if not isinstance(distribution, Distribution):

@@ -15,7 +15,7 @@ from torch import Size, Tensor
 from ..errors import ShapeError
 from .adapt import as_pyro
 
-__all__ = ["Chain"]
+__all__ = ["Chain", "spheres"]
 
 
 class Chain(TorchDistribution):
@@ -123,6 +123,21 @@ def _is_real(support: Any) -> bool:
     while (inner := getattr(support, "base_constraint", None)) is not None:
         support = inner
     return support is constraints.real
+
+
+def spheres(support: Any, features: int, start: int = 0) -> set[tuple[int, int]]:
+    """Return where in a vector of so many features its support has spheres, each as the half-open range of its indices.
+
+    Example:
+        >>> spheres(dist.constraints.sphere, 3), spheres(dist.constraints.real_vector, 3)
+        ({(0, 3)}, set())
+    """
+    if isinstance(support, _Beside):
+        split = support.split
+        return spheres(support.first, split, start) | spheres(support.second, features - split, start + split)
+    if (inner := getattr(support, "base_constraint", None)) is not None:
+        return spheres(inner, features, start)
+    return {(start, start + features)} if support is constraints.sphere else set()
 
 
 class _Beside(constraints.Constraint):

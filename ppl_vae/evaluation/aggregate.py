@@ -31,6 +31,12 @@ def row_wise(vae: VAE, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
     return x, y if y is None or vae.per_row(y) else y.expand(len(x), *y.shape)
 
 
+POINT = (
+    "a point encoder (Delta) has no density, so no rate and no information can be told from it: evaluate(vae, x) gives "
+    "its reconstruction"
+)
+
+
 def posterior(vae: VAE, x: Tensor, y: Tensor | None) -> Any:
     """Return q(z | x, y) with the batch shape of the rows.
 
@@ -39,10 +45,7 @@ def posterior(vae: VAE, x: Tensor, y: Tensor | None) -> Any:
     """
     q = vae.encode(x, y)
     if is_point(q):
-        raise NoDensityError(
-            "a point encoder (Delta) has no density, so no rate and no information can be told from it: "
-            "evaluate(vae, x) gives its reconstruction"
-        )
+        raise NoDensityError(POINT)
     # An encoder that ignores its input gives no batch shape.
     rows = torch.Size([len(x)])
     return q if q.batch_shape == rows else q.expand(rows)

@@ -36,7 +36,7 @@ from ..distributions import as_pyro, is_point
 from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError
 from ..model import VAE
 from ..parts import check_positive
-from .measuring import mean_and_error, measuring
+from .measuring import GREY, mean_and_error, measuring, named, plain
 
 __all__ = ["Bounds", "bounds"]
 
@@ -97,22 +97,23 @@ class Bounds:
             ways = zip(self.acceptance.mean(1).tolist(), ("up", "down"), strict=False)
             accepted = ", ".join(f"{rate:.2f} on the way {way}" for rate, way in ways)
             lines.append(f"{self.leapfrog} leapfrog steps a move, accepted: {accepted}")
-        return "\n".join(lines if self.density else [*lines, "grey values under a Bernoulli: not a density"])
+        return "\n".join(lines if self.density else [*lines, GREY])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON."""
-        means = {name: {"mean": mean, "standard_error": error} for name, (mean, error) in self._means().items()}
-        return {
-            "rows": len(self.lower),
-            "temperatures": self.temperatures,
-            "chains": self.chains,
-            "leapfrog": self.leapfrog,
-            "start": self.start,
-            "acceptance": self.acceptance.mean(1).tolist(),
-            "density": self.density,
-            "unit": "nats per datum",
-            **means,
-        }
+        return plain(
+            {
+                "rows": len(self.lower),
+                "temperatures": self.temperatures,
+                "chains": self.chains,
+                "leapfrog": self.leapfrog,
+                "start": self.start,
+                "acceptance": self.acceptance.mean(1),
+                "density": self.density,
+                "unit": "nats per datum",
+                **named(self._means()),
+            }
+        )
 
 
 @torch.no_grad()

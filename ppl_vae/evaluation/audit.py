@@ -27,6 +27,7 @@ from ..errors import NoClosedFormError, PartError
 from ..model import VAE
 from ..objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
 from ..parts import check_positive
+from .measuring import plain
 from .references import draw_for_draw, loss_by_hand
 
 __all__ = ["Audit", "AuditRow", "audit"]
@@ -121,9 +122,8 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON; one that is not finite is None."""
-        rows = [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows]
         sizes = {"data": self.data, "particles": self.particles, "unit": "nats per datum"}
-        return {"passed": self.passed, **sizes, "rows": rows}
+        return plain({"passed": self.passed, **sizes, "rows": [asdict(row) for row in self.rows]})
 
     def __str__(self) -> str:
         title = f"SVI against the same written by hand: {self.data} rows, {self.particles} draws, nats per datum"
@@ -132,10 +132,6 @@ class Audit:
     @property
     def _verdict(self) -> str:
         return f"audit: {'pass' if self.passed else 'FAIL'}"
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def audit(

@@ -32,7 +32,7 @@ from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError
 from ..model import VAE
 from ..parts import check_positive
-from .measuring import measuring
+from .measuring import measuring, plain
 
 __all__ = ["Calibration", "calibration"]
 
@@ -93,7 +93,7 @@ class Calibration:
         place = (u.mean(0) - 1 / 2) * math.sqrt(12 * len(u))
         width = (u.var(0) - 1 / 12) * math.sqrt(180 * len(u))
         words = []
-        for chi_square, a, b in zip(self.chi_square.tolist(), place.tolist(), width.tolist(), strict=True):
+        for chi_square, a, b in zip(self.chi_square, place.tolist(), width.tolist(), strict=True):
             wrong = ("low" if a > 0 else "high") if abs(a) > abs(b) else ("narrow" if b > 0 else "wide")
             words.append("ok" if chi_square <= self.limit else f"too {wrong}")
         return words
@@ -113,17 +113,19 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON."""
-        return {
-            "replicates": len(self.ranks),
-            "draws": self.draws,
-            "bins": self.bins,
-            "alpha": self.alpha,
-            "limit": self.limit,
-            "passed": self.passed,
-            "chi_square": self.chi_square.tolist(),
-            "coverage": {str(level): share.tolist() for level, share in self.coverage.items()},
-            "verdicts": self.verdicts,
-        }
+        return plain(
+            {
+                "replicates": len(self.ranks),
+                "draws": self.draws,
+                "bins": self.bins,
+                "alpha": self.alpha,
+                "limit": self.limit,
+                "passed": self.passed,
+                "chi_square": self.chi_square,
+                "coverage": {str(level): share for level, share in self.coverage.items()},
+                "verdicts": self.verdicts,
+            }
+        )
 
 
 @torch.no_grad()

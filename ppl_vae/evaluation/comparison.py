@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
-from .measuring import mean_and_error
+from .measuring import GREY, mean_and_error, plain
 from .summary import Evaluation
 
 __all__ = ["Comparison", "compare"]
@@ -51,24 +51,26 @@ class Comparison:
                 lines.append(f"{name:{wide}s} {cells}" + ("" if first else f" {numbers[2]:+11.3f} {numbers[3]:11.3f}"))
         for name, evaluation in self.evaluations.items():
             if not evaluation.density:
-                lines.append(f"{name}: grey values under a Bernoulli: not a density")
+                lines.append(f"{name}: {GREY}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON."""
-        return {
-            name: {
-                term: dict(
-                    zip(
-                        ("mean", "standard_error", "difference", "standard_error_of_difference"),
-                        (*evaluation.terms[term], *self.difference(name, term)),
-                        strict=True,
+        return plain(
+            {
+                name: {
+                    term: dict(
+                        zip(
+                            ("mean", "standard_error", "difference", "standard_error_of_difference"),
+                            (*evaluation.terms[term], *self.difference(name, term)),
+                            strict=True,
+                        )
                     )
-                )
-                for term in self.terms
+                    for term in self.terms
+                }
+                for name, evaluation in self.evaluations.items()
             }
-            for name, evaluation in self.evaluations.items()
-        }
+        )
 
 
 def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:

@@ -31,7 +31,7 @@ from torch.distributions import Independent, kl_divergence
 from ..model import VAE
 from ..parts import check_positive
 from .aggregate import divergence, log_density_sums, posterior, row_wise
-from .measuring import mean_and_error, measuring
+from .measuring import GREY, mean_and_error, measuring, named, plain
 
 __all__ = ["Diagnostics", "diagnostics"]
 
@@ -61,6 +61,7 @@ class Diagnostics:
     ceiling: float | None = None
     by_label: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     rows_by_label: dict[str, int] = field(default_factory=dict)
+    density: bool = True
 
     def __getitem__(self, name: str) -> float:
         return self.terms[name][0]
@@ -118,7 +119,7 @@ class Diagnostics:
                 lines.append(
                     f"  for so few rows I is at its largest, {rows} = {self.ceiling:.3f}: more rows would show more"
                 )
-            lines.append(f"  both are of these rows; of rows without end I is at most {most:.3f}")
+            lines.append(f"  both are of these rows; of rows without end I is at most {most:z.3f}")
         if 1 < len(self.by_label) <= _SHOWN:
             lines += ["", f"{'label':>5s} {'rows':>7s} {'rate':>10s} {'information':>12s} {'aggregate KL':>13s}"]
             for label, terms in self.by_label.items():
@@ -127,6 +128,8 @@ class Diagnostics:
                 )
                 count = self.rows_by_label[label]
                 lines.append(f"{label:>5s} {count:7d} {rate:10.3f} {information:12.3f} {aggregate:z13.3f}")
+        if not self.density:
+            lines.append(GREY)
         return "\n".join([*lines, "", *self._dimensions(), "", self.finding])
 
     def _dimensions(self) -> list[str]:
@@ -146,23 +149,24 @@ class Diagnostics:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON."""
-        kl, error = self.kl_per_dimension, self.kl_standard_error
-        return {
-            "rows": self.rows,
-            "draws": self.draws,
-            "unit": "nats per datum",
-            **{name: _plain(*term) for name, term in self.terms.items()},
-            "log_rows": self.ceiling,
-            "active": self.active,
-            "variance_of_mean": self.variance.tolist(),
-            "kl_per_dimension": None if kl is None else kl.tolist(),
-            "kl_standard_error": None if error is None else error.tolist(),
-            "by_label": {
-                label: {"rows": self.rows_by_label[label], **{name: _plain(*term) for name, term in terms.items()}}
-                for label, terms in self.by_label.items()
-            },
-            "finding": self.finding,
-        }
+        return plain(
+            {
+                "rows": self.rows,
+                "draws": self.draws,
+                "density": self.density,
+                "unit": "nats per datum",
+                **named(self.terms),
+                "log_rows": self.ceiling,
+                "active": self.active,
+                "variance_of_mean": self.variance,
+                "kl_per_dimension": self.kl_per_dimension,
+                "kl_standard_error": self.kl_standard_error,
+                "by_label": {
+                    label: {"rows": self.rows_by_label[label], **named(terms)} for label, terms in self.by_label.items()
+                },
+                "finding": self.finding,
+            }
+        )
 
 
 @torch.no_grad()
@@ -248,6 +252,7 @@ def diagnostics(
             for label, mine in labels.items()
         },
         rows_by_label={label: int(mine.sum()) for label, mine in labels.items()},
+        density=getattr(vae.likelihood, "density", True),
     )
 
 
@@ -351,11 +356,6 @@ def _variance(means: Tensor, groups: Tensor) -> Tensor:
 
 def _line(text: str, mean: float, error: float) -> str:
     return f"{text:36s} {mean:z10.3f} {error:11.3f}"
-
-
-def _plain(mean: float, error: float) -> dict[str, float | None]:
-    # A single row has no standard error, and JSON no NaN.
-    return {"mean": mean, "standard_error": None if math.isnan(error) else error}
 
 
 def _listed(dimensions: list[int]) -> str:

@@ -24,18 +24,21 @@ classifier.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, LabelError, PartError
+from ..distributions import is_point
+from ..errors import ConfigError, LabelError, NoDensityError, PartError
 from ..model import VAE
 from ..parts import check_positive
-from .aggregate import divergence, log_density_sums, posterior
+from .aggregate import POINT, divergence, log_density_sums, posterior
 from .likelihood import log_likelihood
-from .measuring import mean_and_error, measuring
+from .measuring import GREY, mean_and_error, measuring, named, plain
 
 __all__ = ["LabelUse", "check_labels", "label_classes", "label_use"]
 
@@ -64,6 +67,7 @@ class LabelUse:
     log_prob: Tensor
     predicted: Tensor
     untrusted: tuple[float, float]
+    density: bool = True
 
     def __getitem__(self, name: str) -> float:
         return self.terms[name][0]
@@ -115,27 +119,26 @@ class LabelUse:
         for label, rows, accuracy, drop, kl, confused, share in zip(self.labels, *columns, strict=True):
             mistaken = f"{int(confused)} ({share:.1%})" if share else "–"
             lines.append(f"{label:5d} {int(rows):7d} {accuracy:9.1%} {drop:z10.3f} {kl:10.3f} {mistaken:>14s}")
+        if not self.density:
+            lines.append(GREY)
         return "\n".join([*lines, "", self.finding])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON; what is known row by row is left out."""
-        return {
-            "rows": self.rows,
-            "samples": self.samples,
-            "unit": "nats per datum; accuracies are shares",
-            **{
-                name: {"mean": mean, "standard_error": None if math.isnan(error) else error}
-                for name, (mean, error) in self.terms.items()
-            },
-            "labels": self.labels,
-            "p_y": self.p_y.tolist(),
-            "not_to_be_trusted": dict(zip(("right_label", "wrong_label"), self.untrusted, strict=True)),
-            "by_label": {
-                name: [None if math.isnan(value) else value for value in column.tolist()]
-                for name, column in self.by_label.items()
-            },
-            "finding": self.finding,
-        }
+        return plain(
+            {
+                "rows": self.rows,
+                "samples": self.samples,
+                "density": self.density,
+                "unit": "nats per datum; accuracies are shares",
+                **named(self.terms),
+                "labels": self.labels,
+                "p_y": self.p_y,
+                "not_to_be_trusted": dict(zip(("right_label", "wrong_label"), self.untrusted, strict=True)),
+                "by_label": self.by_label,
+                "finding": self.finding,
+            }
+        )
 
 
 @torch.no_grad()
@@ -145,7 +148,7 @@ def label_use(
     y: Any,
     *,
     p_y: Any = None,
-    samples: int = 100,
+    samples: int = 200,
     draws: int = 5,
     batch_size: int = 250,
     seed: int = 0,
@@ -164,8 +167,9 @@ def label_use(
     ``entropy``           H(y)
     ===================== ==============================================================================================
 
-    Every log p(x|y) is an importance-sampled bound, by :func:`~ppl_vae.evaluation.log_likelihood`. Under a wrong label
-    it is looser, so the drop, if anything, is overstated; more samples tell.
+    Every log p(x|y) is an importance-sampled bound, by :func:`~ppl_vae.evaluation.log_likelihood`, with the same draws
+    of z for all labels: from what the encoder says of x under each of them, in equal parts. So a model whose prior and
+    likelihood ignore y gives exactly the same under every label, though its encoder does not.
 
     Arguments:
         vae: conditional on one integer label.
@@ -173,7 +177,7 @@ def label_use(
         y: (N,) integers, two rows of every label or more.
         p_y: (classes,), the probabilities p(y) that the classifier goes by; by default the frequencies in y. A label
             of probability zero is not tried.
-        samples: of z for every log p(x|y).
+        samples: of z for every log p(x|y), of which the encoder has drawn so many over the number of labels under each.
         draws: of z from q for each row, for the leakage.
         batch_size: rows at a time, where codes are compared.
         seed: of the draws; the caller's generators are left as they were.
@@ -206,7 +210,13 @@ def label_use(
     p = _probabilities(p_y, counts)
     labels = p.nonzero()[:, 0]
     with measuring(vae, seed, "label_use"):
-        estimates = [log_likelihood(vae, x, k, samples=samples, seed=None, progress=False) for k in labels]
+        options: dict[str, Any] = {
+            "samples": samples,
+            "proposal": _under_any(vae, labels),
+            "seed": seed,
+            "progress": False,
+        }
+        estimates = [log_likelihood(vae, x, k, **options) for k in labels]
         kl, z = _rates(vae, x, y, draws, batch_size)
         scores = _label_scores(vae, x, y, z, batch_size)
         prior = _prior_information(vae, labels, (counts.double() / len(y))[labels])
@@ -241,6 +251,7 @@ def label_use(
         log_prob=log_prob,
         predicted=predicted,
         untrusted=(bad[right].double().mean().item(), bad[~right].double().mean().item()),
+        density=getattr(vae.likelihood, "density", True),
     )
 
 
@@ -280,6 +291,31 @@ def _probabilities(p_y: Any, counts: Tensor) -> Tensor:
     if missing := ((counts > 0) & (p == 0)).nonzero()[:, 0].tolist():
         raise ConfigError(f"p_y: expected p > 0 for every label of the data, got 0 for {missing}")
     return p / p.sum()
+
+
+class _InTurn(dist.MixtureSameFamily):
+    """A mixture whose draws take its components in turn, from a random one on: each draw is one of the mixture's."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Return draws (n, N, D) for a sample shape (n,)."""
+        (n,), k = sample_shape, self.mixture_distribution.logits.shape[-1]
+        z = self.component_distribution.sample((math.ceil(n / k),))
+        turn = torch.arange(k, device=z.device) + torch.randint(k, (*self.batch_shape, 1), device=z.device)
+        z = z.gather(-2, (turn % k).unsqueeze(-1).expand_as(z))
+        return z.movedim(-2, 1).flatten(0, 1)[:n]
+
+
+def _under_any(vae: VAE, labels: Tensor) -> Callable[[Tensor], Any]:
+    """A proposal for z that is the same whatever the label: x → the mean of q(z | x, y) over labels."""
+
+    def proposal(x: Tensor) -> Any:
+        shape = len(x), len(labels)
+        q = vae.encode(x.unsqueeze(1).expand(*shape, *x.shape[1:]), labels.to(x.device).expand(shape))
+        if is_point(q):
+            raise NoDensityError(POINT)
+        return _InTurn(dist.Categorical(logits=x.new_zeros(shape)), q.expand(shape))
+
+    return proposal
 
 
 def _rates(vae: VAE, x: Tensor, y: Tensor, draws: int, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 from ..capture import CaptureWarning, TwoStages
 from ..devices import cuda_devices
 from ..errors import CaptureError, ConfigError, NonFiniteError
-from ..model import VAE
+from ..model import VAE, Proposal
 from ..parts import check_positive
-from .measuring import mean_and_error, measuring
+from .measuring import GREY, mean_and_error, measuring, plain
 from .pareto import good_below, pareto_k, tail_length
 
 __all__ = ["LogLikelihood", "log_likelihood"]
@@ -107,7 +107,7 @@ class LogLikelihood:
         )
 
     def __str__(self) -> str:
-        of = {"encoder": "q(z|x,y)", "prior": "p(z|y)"}[self.proposal]
+        of = {"encoder": "q(z|x,y)", "prior": "p(z|y)"}.get(self.proposal, self.proposal)
         k = self.pareto_k
         lines = [
             f"{f'{len(self.values)} rows, {self.samples} samples of {of} each':40s} {'mean':>10s} {'std. error':>11s}",
@@ -123,32 +123,30 @@ class LogLikelihood:
         steps = [f"{n}: {-row.mean():.3f}" for n, row in zip(self.points, self.curve, strict=True)]
         lines.append("by number of samples  " + "  ".join(steps))
         if not self.density:
-            lines.append("grey values under a Bernoulli: not a density")
+            lines.append(GREY)
         return "\n".join(lines if (warning := self.warning()) is None else [*lines, f"warning: {warning}"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON; rows are summed up."""
-        return {
-            "rows": len(self.values),
-            "samples": self.samples,
-            "proposal": self.proposal,
-            "density": self.density,
-            "unit": "nats per datum",
-            "log_prob": {
-                "mean": self.mean,
-                "standard_error": _plain(self.error),
-                "monte_carlo_error": _plain(self.monte_carlo_error),
-            },
-            "ess": {"median": self.ess.median().item(), "least": self.ess.min().item()},
-            "pareto_k": {"median": _plain(self.pareto_k.median()), "largest": _plain(self.pareto_k.max())},
-            "rows_not_to_be_trusted": int((~self.good).sum()),
-            "curve": {str(n): row.mean().item() for n, row in zip(self.points, self.curve, strict=True)},
-        }
-
-
-def _plain(value: Tensor | float) -> float | None:
-    """A number that JSON has: None for one that is not finite."""
-    return float(value) if math.isfinite(value) else None
+        return plain(
+            {
+                "rows": len(self.values),
+                "samples": self.samples,
+                "proposal": self.proposal,
+                "density": self.density,
+                "unit": "nats per datum",
+                "log_prob": {
+                    "mean": self.mean,
+                    "standard_error": self.error,
+                    "monte_carlo_error": self.monte_carlo_error,
+                },
+                "bits_per_dim": None if self.bits is None else -self.bits * self.mean,
+                "ess": {"median": self.ess.median().item(), "least": self.ess.min().item()},
+                "pareto_k": {"median": self.pareto_k.median(), "largest": self.pareto_k.max()},
+                "rows_not_to_be_trusted": int((~self.good).sum()),
+                "curve": {str(n): row.mean().item() for n, row in zip(self.points, self.curve, strict=True)},
+            }
+        )
 
 
 @torch.no_grad()
@@ -158,7 +156,7 @@ def log_likelihood(
     y: Any = None,
     *,
     samples: int = 5000,
-    proposal: Literal["encoder", "prior"] = "encoder",
+    proposal: Proposal = "encoder",
     memory: int | None = None,
     capture: Backend = "auto",
     precision: Literal["32", "bf16-mixed"] = "32",
@@ -171,9 +169,10 @@ def log_likelihood(
         vae: the model; it is measured in ``eval()`` mode, and left in the mode it was in.
         x: (N, *x_shape), and y as elsewhere.
         samples: of z for a row; exactly so many.
-        proposal: what z is drawn from, q(z | x, y) or p(z | y).
-        memory: how many numbers of decoded x are held at a time, whatever ``samples`` is: by default 2²² (16 MB in
-            float32), on CUDA 2²⁸.
+        proposal: what z is drawn from: q(z | x, y), p(z | y), or x (n, *x_shape) → a distribution of your own, batch
+            shape (n,).
+        memory: how many numbers of decoded x, or of the components of a mixture at z, are held at a time, whatever
+            ``samples`` is: by default 2²² (16 MB in float32), on CUDA 2²⁸.
         capture: "off" runs the model as it is; "graph" records it once and replays it; "inductor" compiles that;
             "auto" does what pays for so many samples, and what the model allows.
         precision: "32", or "bf16-mixed" for matrix products in bfloat16.
@@ -236,7 +235,7 @@ def log_likelihood(
         samples,
         curve,
         estimator.points,
-        proposal,
+        proposal if isinstance(proposal, str) else "a function of x",
         bits=1 / (math.log(2) * x[0].numel()) if levels == 256 else None,
         density=getattr(vae.likelihood, "density", True),
     )
@@ -262,7 +261,7 @@ class Estimator:
         vae: VAE,
         samples: int,
         y: Tensor | None = None,
-        proposal: Literal["encoder", "prior"] = "encoder",
+        proposal: Proposal = "encoder",
         memory: int = 2**22,
         capture: str = "off",
         precision: Literal["32", "bf16-mixed"] = "32",
@@ -274,15 +273,14 @@ class Estimator:
 
     def prepare(self, x: Tensor, y: Tensor | None = None) -> None:
         """Record a chunk for rows like these; all have one shape, and what is too much of the last is dropped."""
+        decodings = max(1, self.memory // self.vae.numbers(x[:1]))
+        self.rows = rows = min(_ROWS, len(x), decodings)
         if self.capture == "off":
             return
-        decodings = max(1, self.memory // self.vae.numbers(x[:1]))
-        rows = min(_ROWS, len(x), decodings)
         self.chunk = math.ceil(self.samples / math.ceil(self.samples / (decodings // rows)))
         inputs = self._moved(x[:rows], None if y is None else y[:rows])
         compile, devices = self.capture == "inductor", cuda_devices(self.vae._beta.device)
         self.recorded = TwoStages(self._chunk, inputs, compile=compile, precision=self.precision, devices=devices)
-        self.rows = rows
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return log p̂ (n,), its standard error, the effective sample size and k̂, and the curve (points, n)."""

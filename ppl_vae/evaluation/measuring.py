@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
 from ..devices import seeded
 from ..model import VAE
 
-__all__ = ["mean_and_error", "measuring"]
+__all__ = ["GREY", "mean_and_error", "measuring", "named", "plain"]
 
 
 @contextmanager
@@ -34,6 +35,31 @@ def measuring(vae: VAE, seed: int | None, what: str) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def plain(value: Any) -> Any:
+    """Return a tree of numbers, lists, dicts and tensors as JSON has it: what is not finite is None.
+
+    Example:
+        >>> plain({"mean": torch.tensor([1.0, float("nan")]), "rows": 2})
+        {'mean': [1.0, None], 'rows': 2}
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# What stands under every table of a model whose likelihood is none.
+GREY = "grey values under a Bernoulli: not a density"
+
+
+def named(terms: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """Return means with their standard errors, both by name."""
+    return {name: {"mean": mean, "standard_error": error} for name, (mean, error) in terms.items()}
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from ..model import VAE
 from ..parts import check_positive
 from .judge import Judge, train_judge
 from .labels import check_labels, label_classes
-from .measuring import mean_and_error, measuring
+from .measuring import mean_and_error, measuring, named, plain
 
 __all__ = ["Quality", "fid", "kid", "quality"]
 
@@ -82,18 +82,16 @@ class Quality:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON."""
-
-        def plain(terms: dict[str, tuple[float, float]]) -> dict[str, Any]:
-            return {name: {"mean": _or_none(m), "standard_error": _or_none(e)} for name, (m, e) in terms.items()}
-
-        return {
-            "rows": self.rows,
-            "features": "the last hidden layer of a classifier of the training data",
-            "samples": plain(self.terms),
-            "real": plain(self.real),
-            "labels": self.labels,
-            "by_label": {name: [_or_none(v) for v in column.tolist()] for name, column in self.by_label.items()},
-        }
+        return plain(
+            {
+                "rows": self.rows,
+                "features": "the last hidden layer of a classifier of the training data",
+                "samples": named(self.terms),
+                "real": named(self.real),
+                "labels": self.labels,
+                "by_label": self.by_label,
+            }
+        )
 
 
 @torch.no_grad()
@@ -289,7 +287,3 @@ def _entropy(share: Tensor) -> Tensor:
 
 def _with_error(mean: float, error: float) -> str:
     return f"{mean:z8.3f}" + (f" ± {error:6.3f}" if not math.isnan(error) else " " * 9)
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -20,7 +20,7 @@ from ..model import VAE
 from ..objectives import elbo_terms
 from ..parts import check_positive
 from .likelihood import LogLikelihood, log_likelihood
-from .measuring import mean_and_error, measuring
+from .measuring import GREY, mean_and_error, measuring, named, plain
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -68,21 +68,22 @@ class Evaluation:
         lines = [f"{f'{self.rows} rows, nats per datum':36s} {'mean':>10s} {'std. error':>11s}"]
         lines += [f"{names[name]:36s} {mean:10.3f} {error:11.3f}" for name, (mean, error) in self.terms.items()]
         if not self.density:
-            lines.append("grey values under a Bernoulli: not a density")
+            lines.append(GREY)
         warning = None if self.likelihood is None else self.likelihood.warning()
         return "\n".join(lines if warning is None else [*lines, f"warning: {warning}"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON; rows are summed up."""
-        terms = {name: {"mean": mean, "standard_error": error} for name, (mean, error) in self.terms.items()}
-        return {
-            "rows": self.rows,
-            "samples": self.samples,
-            "density": self.density,
-            "unit": "nats per datum",
-            **terms,
-            **({} if self.likelihood is None else {"likelihood": self.likelihood.to_dict()}),
-        }
+        return plain(
+            {
+                "rows": self.rows,
+                "samples": self.samples,
+                "density": self.density,
+                "unit": "nats per datum",
+                **named(self.terms),
+                **({} if self.likelihood is None else {"likelihood": self.likelihood.to_dict()}),
+            }
+        )
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def evaluate(
         x: (N, *x_shape), and y as elsewhere.
         samples: of z for the importance-sampled log p(x|y).
         draws: of z for the ELBO and its parts.
-        batch_size: rows at a time for these; the means do not depend on it beyond their noise.
+        batch_size: rows at a time for these, at most; the means do not depend on it beyond their noise.
         seed: of the draws; the caller's generators are left as they were.
         progress: show a bar while log p(x|y) is estimated.
 
@@ -124,6 +125,8 @@ def evaluate(
     with measuring(vae, seed, "evaluate"):
         # A point has no density to weigh against the prior's.
         point = vae.prior is None or is_point(vae.encode(x[:1], y if every else y[:1]))
+        # No more decoded numbers at a time than log p takes.
+        batch_size = max(1, min(batch_size, 2**22 // (draws * vae.numbers(x[:1]))))
         for i in range(0, len(x), batch_size):
             some = slice(i, i + batch_size)
             chunks.append(elbo_terms(vae, x[some], y if every else y[some], samples=draws))

@@ -19,6 +19,6 @@ References:
     beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017).
 """
 
-from .vae import VAE
+from .vae import VAE, Proposal
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "Proposal"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import DataError, PartError, ShapeError
 
-__all__ = ["check_pair", "check_rows"]
+__all__ = ["check_data", "check_pair", "check_rows"]
 
 
 def check_rows(x: Tensor) -> None:
@@ -21,6 +21,13 @@ def check_rows(x: Tensor) -> None:
         raise ShapeError("x: expected (N, *x_shape), got a number")
     if not len(x):
         raise DataError("expected at least one row of data, got none")
+
+
+def check_data(likelihood: Any, x: Tensor | None) -> None:
+    """Raise unless x is something that the likelihood can have generated, in the words of its own ``check``."""
+    check = getattr(likelihood, "check", None)
+    if x is not None and check is not None and is_validation_enabled():
+        check(x)
 
 
 def check_pair(z: Tensor, prior: Any) -> None:

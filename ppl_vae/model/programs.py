@@ -19,15 +19,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.constraints import sphere
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ..data import check_finite
 from ..devices import cuda_devices
-from ..distributions import as_pyro, inside, is_point
-from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
-from .checks import check_pair, check_rows
+from ..distributions import as_pyro, inside, is_point, spheres, zuko
+from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, PplVaeError, ShapeError
+from .checks import check_data, check_pair, check_rows
 
 __all__ = ["NO_PRIOR", "Programs"]
 
@@ -113,6 +112,10 @@ class Programs(nn.Module):
         Its batch statistics and dropout masks are not to change what was frozen.
         """
         super().train(mode)
+        for module in self.modules():
+            if isinstance(module, zuko.flows.FFJTransform):
+                # All that its mode decides is whether a continuous flow's parameters get a gradient.
+                module.training = True
         for part in self.children():
             flags = [parameter.requires_grad for parameter in part.parameters()]
             if flags and not any(flags):
@@ -172,6 +175,7 @@ class Programs(nn.Module):
                 z = pyro.sample("z", prior)
             check_pair(z, prior)
             p, x = self._observed(as_pyro(self.likelihood(z, c)), x, mask)
+            check_data(self.likelihood, x)
             return pyro.sample("x", p, obs=x)
 
     def guide(self, x: Any = None, y: Any = None, mask: Tensor | None = None, total: float | None = None) -> Tensor:
@@ -224,10 +228,12 @@ class Programs(nn.Module):
                 f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
                 "hold back: give the model a prior"
             )
-        if is_validation_enabled() and q.support is sphere and self._prior(c).support is not sphere:
+        size = q.event_shape.numel()
+        on = spheres(q.support, size) if is_validation_enabled() else set()
+        if on and not on <= spheres(self._prior(c).support, size):
             raise PartError(
                 f"encoder: {type(q).__name__} draws points on a sphere, where a prior over all of space has no mass: "
-                "take priors.Sphere"
+                "take priors.Sphere (in a Chain, at the same place)"
             )
         return q
 
@@ -257,19 +263,26 @@ class Programs(nn.Module):
         if self.prior is None:
             return _NoPrior(dist.constraints.real_vector, (), (self.encoder.features,))  # type: ignore
         tried = id(self.prior), None if c is None else c.shape[-1]
-        if c is None or self._tried == tried or not is_validation_enabled():
+        if self._tried == tried or not is_validation_enabled():
             return as_pyro(self.prior(c))
-        # Once for a width of the context: a zuko flow finds out only when it is asked for a density, and then says no
-        # more than that two matrices do not fit.
+        # Once for a width of the context, or for none: a zuko flow finds out only when it is asked for a density, and
+        # then says no more than that two matrices do not fit.
         modes = [(module, module.training) for module in self.modules()]
         super().eval()
         try:
-            with poutine.block(), torch.no_grad(), torch.random.fork_rng(cuda_devices(c.device)):
+            with poutine.block(), torch.no_grad(), torch.random.fork_rng(cuda_devices(self._beta.device)):
                 p = as_pyro(self.prior(c))
-                p.log_prob(c.new_zeros(p.shape()))
+                p.log_prob(self._beta.new_zeros(p.shape()))
+        except PplVaeError:
+            raise
         except ValueError:
             pass  # Zero is no point of the support, which says nothing of the context.
-        except (RuntimeError, AttributeError) as error:
+        except (RuntimeError, AttributeError, TypeError) as error:
+            if c is None:
+                raise ShapeError(
+                    f"prior: {type(self.prior).__name__} failed without a context: {error}. Give the VAE a condition, "
+                    "or build the prior with context=0"
+                ) from error
             raise ShapeError(
                 f"prior: {type(self.prior).__name__} failed on a context {tuple(c.shape)}: {error}. Build it with "
                 f"context={c.shape[-1]}, or wrap it in Unconditional(...) to ignore y"

@@ -7,7 +7,7 @@ r"""What one asks of a generative model: draw, encode, decode, reconstruct, tran
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -19,7 +19,10 @@ from ..errors import ConfigError, NoDensityError
 from ..parts import Unconditional, check_positive
 from .programs import NO_PRIOR, Programs
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "Proposal"]
+
+# Where importance samples of z come from.
+Proposal = Literal["encoder", "prior"] | Callable[[Tensor], Any]
 
 # How many numbers of a decoded batch, raw ones included, are held at a time while log-weights are computed or pixels
 # drawn: 16 MB in float32.
@@ -215,14 +218,17 @@ class VAE(Programs):
         return torch.cat([torch.where(mask, x, self.decode(some, y).sample().to(x)) for some in z.split(chunk)])
 
     def numbers(self, x: Tensor) -> int:
-        """Return how many numbers a decoding of x makes: pixels, times the raw numbers of one where that is told."""
-        part: Any = self.likelihood
-        while isinstance(part, Unconditional):
-            part = part.part
+        """Return how many numbers a z of x costs: pixels, times the raw numbers of one where that is told.
+
+        Or what the components of a mixture make of it, if its prior is one and these are more.
+        """
+        prior, part = (_inner(of) for of in (self.prior, self.likelihood))
+        components, features = (getattr(prior, name, 1) for name in ("components", "features"))
+        mixture = components * features if isinstance(components, int) and isinstance(features, int) else 1
         network = getattr(part, "network", None)
         raw, pixels = getattr(network, "out_shape", None), getattr(part, "x_shape", None)
         a_pixel = math.ceil(math.prod(raw) / math.prod(pixels)) if raw and pixels else 1
-        return max(1, x.numel()) * max(1, a_pixel)
+        return max(1, x.numel() * max(1, a_pixel), len(x) * mixture)
 
     @torch.no_grad()
     def log_weights(
@@ -231,10 +237,10 @@ class VAE(Programs):
         y: Any = None,
         samples: int = 1000,
         *,
-        proposal: Literal["encoder", "prior"] = "encoder",
+        proposal: Proposal = "encoder",
         memory: int | None = None,
     ) -> Iterator[Tensor]:
-        r"""Yield importance weights of z ~ r, which is q(z | x, y) or p(z | y).
+        r"""Yield importance weights of z ~ r, which is q(z | x, y), p(z | y) or another distribution.
 
         .. math:: \log w = \log p(z \mid y) + \log p(x \mid z, y) - \log r(z)
 
@@ -243,8 +249,9 @@ class VAE(Programs):
         Arguments:
             x: (N, *x_shape), and y as elsewhere.
             samples: how many draws of z in all.
-            proposal: where z is drawn from.
-            memory: how many numbers of decoded x are held at a time, raw ones included; by default 2²², 16 MB.
+            proposal: where z is drawn from; a function of x (N, *x_shape) returns a distribution, batch shape (N,).
+            memory: how many numbers of decoded x are held at a time, raw ones included, or of the components of a
+                mixture at z, where these are more; by default 2²², 16 MB.
 
         Returns:
             Chunks (k, N) in nats, with the k adding up to ``samples``.
@@ -263,15 +270,18 @@ class VAE(Programs):
         y: Any,
         samples: int,
         mask: Tensor | None = None,
-        proposal: str = "encoder",
+        proposal: Proposal = "encoder",
         memory: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield z from the proposal and their log-weights, in chunks (k, N, latent) and (k, N)."""
-        if proposal not in ("encoder", "prior"):
-            raise ConfigError(f"proposal: expected 'encoder' or 'prior', got {proposal!r}")
         x = self._tensor(x)
         p = self.prior_given(y)
-        q = self.encode(self._given(x, mask), y) if proposal == "encoder" else p.expand(x.shape[:1])
+        if callable(proposal):
+            q = as_pyro(proposal(self._given(x, mask))).expand(x.shape[:1])
+        elif proposal in ("encoder", "prior"):
+            q = self.encode(self._given(x, mask), y) if proposal == "encoder" else p.expand(x.shape[:1])
+        else:
+            raise ConfigError(f"proposal: expected 'encoder', 'prior' or a function of x, got {proposal!r}")
         if is_point(q):
             raise NoDensityError(
                 "a point (Delta) has no density, so it gives no importance weights: take proposal='prior' where the "
@@ -285,7 +295,7 @@ class VAE(Programs):
             likelihood, seen = self.decode(z, y), x
             if mask is not None:
                 likelihood, seen = self._observed(likelihood, x, mask)
-            ratio = p.log_prob(z) - q.log_prob(z) if proposal == "encoder" else 0.0
+            ratio = 0.0 if proposal == "prior" else p.log_prob(z) - q.log_prob(z)
             yield z, ratio + likelihood.log_prob(seen)
 
     @torch.no_grad()
@@ -309,3 +319,9 @@ class VAE(Programs):
         for log_w in self.log_weights(x, y, samples):
             total = torch.logaddexp(total, log_w.double().logsumexp(0))
         return (total - math.log(samples)).to(self._beta.dtype)
+
+
+def _inner(part: Any) -> Any:
+    while isinstance(part, Unconditional):
+        part = part.part
+    return part

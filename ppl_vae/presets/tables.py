@@ -63,8 +63,8 @@ ENCODERS: dict[str, type] = {
     "Delta": encoders.Delta,
     "Chain": Chain,
 }
-# What the encoder Flow turns round; a GMM transforms no noise.
-FLOWS: dict[str, type] = {name: PRIORS[name] for name in ("MAF", "NSF", "NICE", "BPF", "CNF")}
+# What the encoder Flow turns round; a GMM transforms no noise, and a CNF would be integrated twice a step.
+FLOWS: dict[str, type] = {name: PRIORS[name] for name in ("MAF", "NSF", "NICE", "BPF")}
 CONDITIONS: dict[str, type] = {
     "OneHot": conditions.OneHot,
     "OneHots": conditions.OneHots,

@@ -1,12 +1,13 @@
 """Eight priors under a VAE and under a conditional VAE: a table of held-out −log p, and a picture.
 
-python examples/priors.py --root data                         MNIST, 20,000 steps, three seeds: six hours of one core
+python examples/priors.py --root data                         MNIST, 20,000 steps, three seeds: five hours of one core
 python examples/priors.py --root data --data fashion-mnist    the same of another data set
-python examples/priors.py --root data --steps 5000 --seeds 1  a shorter look
+python examples/priors.py --root data --steps 5000 --seeds 1 --out runs/look    a shorter look
 
 The network is that of the VampPrior paper (Tomczak and Welling, 2018): two gated layers of 300 each side, 40 latent
 features, batches of 100, Adam at 5e-4; images binarised anew in every step, those that are measured once; β rises over
-the first fifth of the training. Every model is a folder of its own, which a second call goes on with, or reads.
+the first fifth of the training. Every model is a folder of its own, which a second call goes on with, or reads; one
+that was made with other settings is refused.
 """
 
 import argparse
@@ -48,13 +49,19 @@ out = args.out or Path("runs/priors") / args.data
 data = pv.data.load(args.data, root=args.root, binarize="dynamic").head(args.rows)
 test = data.test.subset(torch.linspace(0, len(data.test) - 1, args.test).long())
 epochs = math.ceil(args.steps / math.ceil(len(data.train) / 100))
+settings = {name: getattr(args, name) for name in ("data", "steps", "rows", "test", "samples")}
+out.mkdir(parents=True, exist_ok=True)
+if not (out / "settings.json").exists():
+    (out / "settings.json").write_text(json.dumps(settings))
+elif (before := json.loads((out / "settings.json").read_text())) != settings:
+    raise SystemExit(f"{out} was made with {before}, and asked for is {settings}: give another --out")
 
 
 def nll(name: str, condition: str, seed: int) -> torch.Tensor:
     """−log p(x|y) of every test image, of a model that is trained now or was before."""
     folder = out / f"{name}-{condition}-{seed}"
     if (folder / "nll.json").exists():
-        return torch.tensor(json.loads((folder / "nll.json").read_text())["nll"], dtype=torch.float64)
+        return torch.tensor(json.loads((folder / "nll.json").read_text()), dtype=torch.float64)
     torch.manual_seed(seed)
     options = {"prior": PRIORS[name], "network": pv.networks.GatedMLP, "hidden": (300, 300)}
     build = functools.partial(pv.cvae, classes=10) if condition == "y" else pv.vae
@@ -74,13 +81,15 @@ def nll(name: str, condition: str, seed: int) -> torch.Tensor:
     pv.save(model, folder)
     y = test.y if condition == "y" else None
     found = pv.evaluation.log_likelihood(model, test.x, y, samples=args.samples, seed=seed)
-    (folder / "nll.json").write_text(json.dumps({"steps": args.steps, "nll": (-found.values).tolist()}))
+    (folder / "nll.json").write_text(json.dumps((-found.values).tolist()))
     return -found.values.cpu()
 
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
-    """Over images."""
-    return values.mean().item(), values.std().item() / len(values) ** 0.5
+    """The mean of (seeds, images), and its standard error: of so few images, and of so few seeds, which all share."""
+    seeds, images = values.shape
+    of_images = values.mean(0).var().item() / images
+    return values.mean().item(), (of_images + (values.mean(1).var().item() / seeds if seeds > 1 else 0.0)) ** 0.5
 
 
 # Seed by seed, so that a run that was stopped has models of all priors.
@@ -95,24 +104,24 @@ for name in args.priors:
     for condition in args.conditions:
         each, first = table[name, condition], table[args.priors[0], condition]
         over_seeds = f" ± {each.mean(1).std().item():.2f}" if args.seeds > 1 else ""
-        # By image, because all models see the same: a difference is known far better than a mean.
-        mean, error = mean_and_error((each - first).mean(0))
+        # By image, because all models see the same ones.
+        mean, error = mean_and_error(each - first)
         cells += [
             f"{each.mean().item():.2f}{over_seeds}",
             "" if name == args.priors[0] else f"{mean:+.2f} ± {error:.2f}",
         ]
     lines.append("| " + " | ".join(cells) + " |")
-errors = [mean_and_error(table[args.priors[0], condition].mean(0))[1] for condition in args.conditions]
+errors = [mean_and_error(table[args.priors[0], condition])[1] for condition in args.conditions]
 print(f"\n{args.data}: {len(test)} test images, {args.samples} samples, {args.steps} steps, {args.seeds} seeds; nats.")
-print("A mean ± its spread over seeds; a difference by image ± its standard error over images. The standard error of a")
-print(f"mean over images is {max(errors):.2f}, and the same images are in all of them.\n")
+print("A mean ± its spread over seeds; a difference by image ± its standard error over images and seeds. The standard")
+print(f"error of a mean is {max(errors):.2f}, most of which all have in common, the images being the same.\n")
 print("\n".join(lines))
 
 figure = Figure(figsize=(4 * len(args.conditions), 3.8), layout="constrained")
 for axes, condition in zip(figure.subplots(1, len(args.conditions), squeeze=False)[0], args.conditions, strict=True):
     for i, name in enumerate(args.priors):
         differences = table[name, condition] - table[args.priors[0], condition]
-        mean, error = mean_and_error(differences.mean(0))
+        mean, error = mean_and_error(differences)
         axes.errorbar(mean, i, xerr=error, fmt="o", color=f"C{i}", capsize=3)
         axes.plot(differences.mean(1), [i] * args.seeds, "|", color=f"C{i}", markersize=10)
     axes.axvline(0, color="0.8", linewidth=1, zorder=0)

@@ -1,8 +1,8 @@
 """What the rows share: training that can be stopped and gone on with, the measurement, and the file of the result.
 
-A row is a protocol. Every seed of it is a run in a folder of its own, with its state after every epoch; a run that is
-finished is read and not made again. What comes of all seeds is written to ``results/<row>.json``, from which
-``table.py`` makes ``docs/results.md``.
+A row is a protocol. Every seed of it is a run in a folder of its own, with its settings, and its state after every
+epoch; a run that is finished is read and not made again, and one of other settings is refused. What comes of all seeds
+is written to ``results/<row>.json``, from which ``table.py`` makes ``docs/results.md``.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ def arguments(doc: str | None, seeds: int = 3) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rows", type=int, help="fewer images: a smoke run, whose numbers mean nothing")
     parser.add_argument("--epochs", type=int, help="fewer epochs: another protocol, and the result says so")
+    parser.set_defaults(usual_seeds=list(range(seeds)))
     return parser
 
 
-def hardware() -> str:
-    """The machine in words."""
-    if torch.cuda.is_available():
+def hardware(device: str) -> str:
+    """What computes, in words."""
+    if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -59,11 +60,12 @@ def run(
     args: argparse.Namespace,
     make: Callable[[], pv.VAE],
     train: Rows,
-    valid: Rows,
+    valid: Rows | None,
     test: Rows,
     *,
     epochs: int,
     samples: int,
+    figure: str = "neg_log_prob",
     measure: Callable[[pv.VAE], dict[str, float]] | None = None,
     **options: Any,
 ) -> None:
@@ -72,16 +74,20 @@ def run(
     Arguments:
         row: its name.
         make: the model, freshly initialised.
-        train, valid, test: rows with their labels, or (x, y).
+        train, valid, test: rows with their labels, or (x, y); no valid where the protocol holds none out.
         epochs: of the protocol.
         samples: of z for −log p, of the protocol.
+        figure: which of the numbers of a seed the row is about.
         measure: what else is measured.
         options: for ``fit``.
     """
     asked, epochs = epochs, args.epochs or epochs
-    train, valid, test = (_head(rows, args.rows) for rows in (train, valid, test))
+    train, test = (_head(rows, args.rows) for rows in (train, test))
+    valid = None if valid is None else _head(valid, args.rows)
+    settings = _settings(args, epochs)
     for seed in args.seeds:
         out = args.out / f"{row}-{seed}"
+        _same_settings(out, settings)
         if (out / "result.json").exists():
             continue
         torch.manual_seed(seed)
@@ -101,31 +107,40 @@ def run(
         pv.save(model, out)
         x, y = (test.x, test.y) if isinstance(test, pv.data.Split) else test
         found = pv.evaluation.log_likelihood(model, x, y if model.condition is not None else None, samples=samples)
-        best = min(history, key=lambda r: r["valid_neg_elbo"])
+        # Whose weights were measured: the best on validation rows, where a protocol chooses, or the last.
+        kept = history[-1] if valid is None else min(history, key=lambda r: r["valid_neg_elbo"])
+        kept = kept if options.get("patience") else history[-1]
         result = {
             "seed": seed,
             "epochs": len(history),
+            "hardware": hardware(args.device),
+            "versions": f"torch {torch.__version__}, ppl_vae {pv.__version__}",
+            "date": datetime.date.today().isoformat(),
             "neg_log_prob": -found.mean,
             "standard_error": found.error,
             "rows_not_to_be_trusted": int((~found.good).sum()),
-            "valid_neg_elbo": best["valid_neg_elbo"],
-            "best_epoch": best["epoch"],
+            "density": found.density,
+            "valid_neg_elbo": kept.get("valid_neg_elbo"),
+            "epoch_of_the_weights": kept["epoch"],
             "seconds": clock.total,
             **({} if measure is None else measure(model)),
         }
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         print(found, flush=True)
-    finished = sorted(args.out.glob(f"{row}-*/result.json"))
+    finished = sorted(
+        (path for path in args.out.glob(f"{row}-*/result.json") if path.parent.name[len(row) + 1 :].isdigit()),
+        key=lambda path: int(path.parent.name[len(row) + 1 :]),
+    )
+    for path in finished:
+        _same_settings(path.parent, settings)
     results = [json.loads(path.read_text()) for path in finished]
     if not results:
         return
-    values = torch.tensor([r["neg_log_prob"] for r in results], dtype=torch.float64)
+    values = torch.tensor([r[figure] for r in results], dtype=torch.float64)
     summary = {
         "row": row,
-        "command": _command(),
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware(),
-        "versions": f"torch {torch.__version__}, ppl_vae {pv.__version__}",
+        "command": _command([r["seed"] for r in results], args.usual_seeds),
+        "figure": figure,
         "complete": epochs == asked and not args.rows,
         "epochs": epochs,
         "samples": samples,
@@ -135,11 +150,28 @@ def run(
     }
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / f"{row}.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"{row}: −log p {summary['mean']:.2f}, {len(results)} seeds")
+    print(f"{row}: {figure} {summary['mean']:.2f}, {len(results)} seeds")
 
 
-def _command() -> str:
-    """What was typed, less where this machine keeps its files and which seeds were made at once."""
+def _settings(args: argparse.Namespace, epochs: int) -> dict[str, Any]:
+    """All that decides what comes out but the seed."""
+    elsewhere = ("root", "out", "results", "seeds", "device", "usual_seeds")
+    given = {name: value for name, value in vars(args).items() if name not in elsewhere}
+    return json.loads(json.dumps(given | {"epochs": epochs}, default=str))
+
+
+def _same_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into a new run's folder; stop at a run of others, whose numbers would be taken for these."""
+    path = out / "settings.json"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2) + "\n")
+    elif (before := json.loads(path.read_text())) != settings:
+        raise SystemExit(f"{out} was made with {before}, and asked for is {settings}: give another --out")
+
+
+def _command(seeds: list[int], usual: list[int]) -> str:
+    """What was typed, less where this machine keeps its files, and with all seeds that were made."""
     typed, words = list(sys.argv[1:]), []
     while typed:
         word = typed.pop(0)
@@ -148,7 +180,8 @@ def _command() -> str:
                 typed.pop(0)
         else:
             words.append(word)
-    return " ".join(["python", f"examples/reproduce/{Path(sys.argv[0]).name}", *words])
+    told = [] if seeds == usual else ["--seeds", *map(str, seeds)]
+    return " ".join(["python", f"examples/reproduce/{Path(sys.argv[0]).name}", *words, *told])
 
 
 def _head(rows: Rows, n: int | None) -> Rows:

@@ -4,8 +4,10 @@ python examples/reproduce/vampprior.py                  R1, N(0, I): 84.45
 python examples/reproduce/vampprior.py --prior Vamp     R2, 500 pseudo-inputs: 82.29
 
 Two gated layers of 300 each side, 40 latent features, log σ² of q in [−6, 2]; batches of 100, Adam at 5e-4, up to 2,000
-epochs with β rising over the first 100, patience 50, 5,000 importance samples (Tomczak and Welling, 2018). The
-pseudo-inputs start at training images.
+epochs with β rising over the first 100, patience 50, 5,000 importance samples (Tomczak and Welling, 2018). Three
+things are not the paper's code: pseudo-inputs start at training images and are not clamped; patience counts from the
+first epoch and not from the end of the rise (before which −ELBO at β = 1 keeps falling); and validation and test images
+are binarised once by other draws.
 """
 
 import functools

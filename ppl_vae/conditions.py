@@ -75,10 +75,15 @@ def _one_hot(y: Tensor, classes: int) -> Tensor:
 
 
 class OneHot(_Condition):
-    """The condition of labels: an integer y in 0 … classes − 1 becomes a row of the identity.
+    r"""The condition of labels: an integer y in 0 … classes − 1 becomes a row of the identity.
+
+    .. math:: c_k = [y = k]
 
     Arguments:
         classes: the number of labels.
+
+    Reference:
+        Learning Structured Output Representation using Deep Conditional Generative Models (Sohn et al., 2015)
 
     Example:
         >>> OneHot(3)(torch.tensor([0, 2]))
@@ -108,10 +113,15 @@ class OneHot(_Condition):
 
 
 class OneHots(_Condition):
-    """The condition of several labels at once, such as what an image shows and who drew it: their one-hot rows in turn.
+    r"""The condition of several labels at once, such as what an image shows and who drew it: their one-hot rows.
+
+    .. math:: c = [e_{y_1}; e_{y_2}; \ldots]
 
     Arguments:
         classes: the number of labels in each column of y.
+
+    Reference:
+        Learning Structured Output Representation using Deep Conditional Generative Models (Sohn et al., 2015)
 
     Example:
         >>> OneHots((2, 3))(torch.tensor([[0, 2], [1, 0]]))
@@ -152,6 +162,9 @@ class Continuous(_Condition):
 
     Raises:
         ConfigError: if they are not finite, a scale is not positive, or there are more or fewer than features.
+
+    Reference:
+        Learning Structured Output Representation using Deep Conditional Generative Models (Sohn et al., 2015)
 
     Example:
         >>> Continuous(2, shift=10.0, scale=[1.0, 5.0])(torch.tensor([[11.0, 15.0]]))

@@ -117,6 +117,9 @@ class Fixed(Part):
     Raises:
         ShapeError: if the distribution is over vectors of another length.
 
+    Reference:
+        Auto-Encoding Variational Bayes (Kingma and Welling, 2014), whose prior is fixed
+
     Example:
         >>> Fixed(dist.Laplace, 0.0, 1.0, features=20)(None).event_shape
         torch.Size([20])

@@ -2,12 +2,14 @@
 
 import ast
 import importlib
+import inspect
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import ppl_vae
+from ppl_vae import presets
 
 ROOT = Path(ppl_vae.__file__).parent
 FLOORS = [
@@ -181,3 +183,20 @@ def test_what_is_public_is_listed_and_exists(name):
     listed = getattr(module, "__all__", None)
     assert listed is not None or noun(name) != name
     assert not [public for public in listed or () if not hasattr(module, public)]
+
+
+PARTS = {
+    f"{kind} {name}": part
+    for kind, table in (presets.TABLES | {"network": presets.NETWORKS, "objective": presets.OBJECTIVES}).items()
+    for name, part in table.items()
+    if part.__module__.startswith("ppl_vae.")
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_a_part_says_its_formula_its_arguments_where_it_is_from_and_how_it_is_used(part):
+    doc = inspect.getdoc(part)
+    assert "math:" in doc
+    assert "Arguments:" in doc
+    assert "Reference" in doc
+    assert ">>> " in doc

@@ -24,6 +24,9 @@ __all__ = ["Flow"]
 class Flow(Encoder):
     r"""A zuko flow whose context is what a network makes of x and y.
 
+    .. math:: z = f(\varepsilon; h), \qquad \varepsilon \sim \mathcal{N}(0, I), \qquad
+        h = \mathrm{network}([(x - \text{shift}) / \text{scale};\ c])
+
     Zuko's flows go from z to noise in one pass, and an autoregressive one takes a pass a feature to come back. A
     posterior is drawn from, and scored at its own draws, so the flow is turned round: noise to z in one pass, as in
     inverse autoregressive flow. The density of a z from elsewhere then takes a pass a feature.

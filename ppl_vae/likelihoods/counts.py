@@ -35,6 +35,9 @@ class Binomial(Likelihood):
         network: None, a class or a module, as :class:`~ppl_vae.networks.Network` takes it.
         total_count: n, the largest count.
 
+    Reference:
+        Generalized Linear Models (McCullagh and Nelder, 1989)
+
     Example:
         >>> p = Binomial((1, 8, 8), 16, total_count=16)(torch.zeros(5, 16))
         >>> p.shape(), p.mean.max().item() <= 16
@@ -86,6 +89,9 @@ class Poisson(Likelihood):
         network: None, a class or a module, as :class:`~ppl_vae.networks.Network` takes it.
         clamp: log λ is kept in this range. A fresh network says about 0, so counts in the thousands want
             ``start_from``.
+
+    Reference:
+        Generalized Linear Models (McCullagh and Nelder, 1989)
 
     Example:
         >>> p = Poisson((64,), 2)(torch.zeros(5, 2))

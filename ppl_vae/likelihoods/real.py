@@ -96,6 +96,10 @@ class Gaussian(LocationScale):
         shift, scale: the mean is shift + scale × the network's output, and a learned σ starts at scale.
         clamp: log (σ²/scale²) of a learned σ is kept in this range.
 
+    Reference:
+        Auto-Encoding Variational Bayes (Kingma and Welling, 2014); Simple and Effective VAE Training with Calibrated
+        Decoders (Rybkin, Daniilidis and Levine, 2021), for one learned σ
+
     Example:
         >>> squared_error = Gaussian((64,), 2, sigma=0.5**0.5)
         >>> x, z = torch.rand(5, 64), torch.zeros(5, 2)
@@ -149,6 +153,9 @@ class Laplace(LocationScale):
             ``"output"``, as for :class:`Gaussian`.
         shift, scale: the location is shift + scale × the network's output, and a learned σ starts at scale.
         clamp: log (σ/scale) of a learned σ is kept in this range.
+
+    Reference:
+        Loss Functions for Image Restoration with Neural Networks (Zhao, Gallo, Frosio and Kautz, 2017)
 
     Example:
         >>> p = Laplace((64,), 2, sigma=1.0)(torch.zeros(5, 2))

@@ -35,6 +35,9 @@ class Bernoulli(Likelihood):
         grey: accept x in [0, 1] and return the cross-entropy, which is then **not a density**; for repeating others'
             figures only. Every table says so.
 
+    Reference:
+        Auto-Encoding Variational Bayes (Kingma and Welling, 2014)
+
     Example:
         >>> Bernoulli((1, 28, 28), 20, context=10)(torch.zeros(5, 20), torch.zeros(5, 10)).shape()
         torch.Size([5, 1, 28, 28])
@@ -155,6 +158,9 @@ class Beta(Spread):
         concentration: ν: a number (fixed), ``"shared"`` (one learned ν), ``"pixel"`` (one learned ν a pixel), or
             ``"output"`` (from the network).
         clamp: log (ν/2) of a learned ν is kept in this range, and the logit of m in −14 … 14.
+
+    Reference:
+        Beta Regression for Modelling Rates and Proportions (Ferrari and Cribari-Neto, 2004)
 
     Example:
         >>> p = Beta((64,), 2)(torch.zeros(5, 2))

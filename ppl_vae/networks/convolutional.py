@@ -103,6 +103,8 @@ class Convolutional(nn.Module):
 class Conv(Convolutional):
     r"""A convolutional body for images of any size: down where the input is an image, up where the output is one.
 
+    .. math:: h_{i+1}[u] = \phi\Bigl(b_i + \sum_v W_i[v]\, h_i[2u + v]\Bigr), \qquad u, v \in \mathbb{Z}^2
+
     Each layer halves (doubles) height and width, rounding up; the condition joins at the dense end.
 
     Arguments:
@@ -114,6 +116,10 @@ class Conv(Convolutional):
 
     Raises:
         ShapeError: if neither of the sides is an image.
+
+    Reference:
+        Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks (Radford, Metz and
+        Chintala, 2016)
 
     Example:
         >>> Conv((1, 28, 20), (32,), context=10)(torch.zeros(5, 570)).shape

@@ -57,7 +57,9 @@ class Modulation(nn.Module):
 
 
 class FiLM(nn.Module):
-    """Linear layers with an activation between them, where the context modulates every hidden layer.
+    r"""Linear layers with an activation between them, where the context modulates every hidden layer.
+
+    .. math:: h_{i+1} = \phi\bigl(\gamma_i(c) \odot (W_i h_i + b_i) + \beta_i(c)\bigr)
 
     Arguments:
         in_shape, out_shape: the shapes of one input and one output.
@@ -68,6 +70,9 @@ class FiLM(nn.Module):
     Raises:
         ConfigError: if there is no context, or no hidden layer for it to enter.
         ShapeError: if there is no input beside the context.
+
+    Reference:
+        FiLM: Visual Reasoning with a General Conditioning Layer (Perez, Strub, de Vries, Dumoulin and Courville, 2018)
 
     Example:
         >>> FiLM((1, 8, 8), (32,), context=10, hidden=(32,))(torch.zeros(5, 74)).shape

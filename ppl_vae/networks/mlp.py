@@ -63,13 +63,18 @@ def widths(in_shape: Sequence[int], context: int, hidden: Sequence[int]) -> list
 
 
 class MLP(nn.Sequential):
-    """Linear layers with an activation between them.
+    r"""Linear layers with an activation between them.
+
+    .. math:: h_0 = [x; c], \qquad h_{i+1} = \phi(W_i h_i + b_i), \qquad \text{and the last without } \phi
 
     Arguments:
         in_shape, out_shape: the shapes of one input and one output.
         context: the number of context features.
         hidden: the widths of the hidden layers.
         activation: "relu", "tanh", "softplus", "elu", "silu" or "gelu"; or what makes a module, such as ``nn.Tanh``.
+
+    Reference:
+        Learning Representations by Back-Propagating Errors (Rumelhart, Hinton and Williams, 1986)
 
     Example:
         >>> MLP((1, 8, 8), (32,), context=10, hidden=(32,))(torch.zeros(5, 74)).shape

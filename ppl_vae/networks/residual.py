@@ -47,6 +47,8 @@ class Block(nn.Module):
 class ResNet(Convolutional):
     r"""A residual convolutional body for images of any size, down or up as :class:`~ppl_vae.networks.Conv`.
 
+    .. math:: h \mapsto h + W_2 * \phi(W_1 * \phi(h))
+
     At every size so many residual blocks follow the convolution that halves, or come before the one that doubles. There
     is no normalisation: every row is what it would be alone.
 

@@ -42,6 +42,9 @@ def closed_form(name: str, q: Any, p: Any, way_out: str) -> Tensor:
 class Analytic(TraceMeanField_ELBO):
     r"""``TraceMeanField_ELBO`` that does not sample the KL behind your back.
 
+    .. math:: \frac1K \sum_k \log p(x \mid z_k, y) - \beta\,\mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid y)\bigr),
+        \qquad z_k \sim q(z \mid x, y)
+
     Pyro's falls back to sampling, silently, where no closed form is registered. This one raises, unless asked.
 
     Arguments:
@@ -51,6 +54,9 @@ class Analytic(TraceMeanField_ELBO):
 
     Raises:
         NoClosedFormError: in a step that meets such a pair.
+
+    Reference:
+        Auto-Encoding Variational Bayes (Kingma and Welling, 2014), appendix B
 
     Example:
         >>> vae = pv.vae((4,), 2, likelihood="Gaussian")

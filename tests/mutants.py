@@ -82,15 +82,15 @@ MUTANTS = [
     Mutant(
         "weights without log q",
         "model/vae.py",
-        "p.log_prob(z) - q.log_prob(z) if",
-        "p.log_prob(z) if",
+        "else p.log_prob(z) - q.log_prob(z)",
+        "else p.log_prob(z)",
         "test_truth.py::test_exact_posterior_log_weights",
     ),
     Mutant(
         "p and q change places in the weights",
         "model/vae.py",
-        "p.log_prob(z) - q.log_prob(z) if",
-        "q.log_prob(z) - p.log_prob(z) if",
+        "else p.log_prob(z) - q.log_prob(z)",
+        "else q.log_prob(z) - p.log_prob(z)",
         "test_truth.py::test_exact_posterior_log_weights",
     ),
     Mutant(
@@ -397,6 +397,42 @@ MUTANTS = [
         "return below + (torch.rand(ties.shape, dtype=torch.float64, device=z.device) * (ties + 1)).long()",
         "return below + ties",
         "test_calibration.py::test_equal_draws_are_in_random_order",
+    ),
+    # Labels, streams, spheres
+    Mutant(
+        "each label is tried by its own encoder",
+        "evaluation/labels.py",
+        '"proposal": _under_any(vae, labels)',
+        '"proposal": "encoder"',
+        "test_labels.py::test_an_encoder_that_looks_at_y_does_not_make_the_model_use_it",
+    ),
+    Mutant(
+        "draws in turn begin with the first component",
+        "evaluation/labels.py",
+        "torch.randint(k, (*self.batch_shape, 1), device=z.device)",
+        "torch.zeros((*self.batch_shape, 1), dtype=torch.long, device=z.device)",
+        "test_labels.py::test_draws_in_turn_are_draws_of_the_mixture",
+    ),
+    Mutant(
+        "measurements share the seed's own stream",
+        "evaluation/measuring.py",
+        "seed ^ zlib.crc32(what.encode())",
+        "seed",
+        "test_log_likelihood.py::test_data_drawn_with_the_same_seed_are_no_better_known",
+    ),
+    Mutant(
+        "a Vamp of labels takes the same row for all",
+        "encoders/base.py",
+        "return self.from_raw(self.raw(x, c)[rows])",
+        "return self.from_raw(self.raw(x, c)[rows * 0])",
+        "test_priors.py::test_labels_that_are_alike_share_the_passes_of_a_vamp",
+    ),
+    Mutant(
+        "a sphere in a chain goes unseen",
+        "distributions/chain.py",
+        "if isinstance(support, _Beside):",
+        "if isinstance(support, _Beside) and start < 0:",
+        "test_composition_faults.py::test_a_misfit_says_the_way_out",
     ),
 ]
 

@@ -511,6 +511,6 @@ def test_table():
     told = json.loads(json.dumps(found.to_dict()))
     assert told["gap"]["mean"] == pytest.approx(told["upper"]["mean"] - told["lower"]["mean"])
     assert (told["gap"]["mean"], told["gap"]["standard_error"]) == found.gap
-    assert (told["rows"], told["temperatures"], told["chains"], told["start"]) == (10, 5, 3, "prior")
+    assert (told["rows"], told["temperatures"], told["chains"], told["start"]) == (10, 5, 3, "encoder")
     grey = pv.vae((6,), 2, likelihood={"name": "Bernoulli", "grey": True})
     assert "not a density" in str(bounds(grey, torch.rand(4, 6), temperatures=2, chains=2, leapfrog=1))

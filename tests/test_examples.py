@@ -154,11 +154,11 @@ def test_rows_of_the_reproduction(script: str, row: str, options: list[str], roo
 
 
 def test_r0_nears_the_optimum_from_below(tmp_path: Path) -> None:
-    options = ["--epochs", "400", "--seeds", "0", "--results", str(tmp_path)]
-    for row, more in (("r0", []), ("r0-conditional", ["--conditional"])):
-        run("reproduce/r0.py", *more, *options)
-        found = json.loads((tmp_path / f"{row}.json").read_text())
-        assert 0 <= found["seeds"][0]["neg_log_prob"] - found["published"] < 3.0
+    """In a quarter of the epochs: 0.2 nats below it where the protocol ends 0.01 below."""
+    run("reproduce/r0.py", "--conditional", "--epochs", "800", "--seeds", "0", "--results", str(tmp_path))
+    found = json.loads((tmp_path / "r0-conditional.json").read_text())
+    assert 0 <= found["seeds"][0]["neg_log_prob"] - found["published"] < 0.6
+    assert found["complete"] is False
 
 
 def test_the_table_of_results(tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ TIE = 0.3
 BY_HAND = {"r4-1": 92.6, "r4-2": 90.4}
 # The published figure of a row, and what it is of.
 ROWS: dict[str, tuple[str, float | None]] = {
-    "r0": ("R0 linear VAE on the digits: −log p at the optimum in closed form", None),
-    "r0-conditional": ("R0 given y, with a mean for each label", None),
+    "r0": (
+        "R0 linear VAE, −ELBO of the digits it learned from; in place of a published figure the optimum in closed form",
+        None,
+    ),
+    "r0-conditional": ("R0 given y, likewise", None),
     "r1": ("R1 dynamic MNIST, gated 300-300, z 40, N(0, I)", 84.45),
     "r2": ("R2 the same with a VampPrior of 500", 82.29),
     "r3-iwae-1": ("R3 dynamic MNIST given y, 200-200 tanh, z 100, learned p(z\\|y), k = 1", 82.32),
@@ -119,7 +122,7 @@ def main() -> None:
                     mean_and_spread(values),
                     verdict(values, published) + by_hand(values, name),
                     str(len(values)),
-                    "/".join(str(seed["epochs"]) for seed in found["seeds"]),
+                    "/".join(str(n) for n in dict.fromkeys(seed["epochs"] for seed in found["seeds"])),
                     str(found["samples"]),
                     f"{minutes:.0f} min",
                     "; ".join(sorted({seed["hardware"] for seed in found["seeds"]})),

@@ -18,7 +18,7 @@ BY_HAND = {"r4-1": 92.6, "r4-2": 90.4}
 # The published figure of a row, and what it is of.
 ROWS: dict[str, tuple[str, float | None]] = {
     "r0": (
-        "R0 linear VAE, −ELBO of the digits it learned from; in place of a published figure the optimum in closed form",
+        "R0 linear VAE, −ELBO of its training digits; published: the optimum in closed form",
         None,
     ),
     "r0-conditional": ("R0 given y, likewise", None),

@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import Trace_ELBO
 
 import ppl_vae as pv
@@ -209,3 +210,15 @@ def test_a_chain_hands_the_mask_on():
     lopsided = pv.Chain(pv.encoders.Masked(halves[0]), pv.encoders.Gaussian(1, (1, 2, 2), 1))
     with pytest.raises(PartError, match="both encoders to be Masked"):
         pv.VAE(vae.prior, vae.likelihood, lopsided).guide(x, mask=x == 0)
+
+
+def test_pyros_own_wrapper_of_a_flow_is_a_prior():
+    flow = flows.NSF(2, transforms=1, hidden_features=(8,))
+    vae, x = unlabelled(lambda c: ZukoToPyro(flow())), torch.ones(6, 4)
+    expected = unlabelled(flow, vae.encoder, vae.likelihood)
+    losses = []
+    for each in (vae, expected):
+        torch.manual_seed(0)
+        losses.append(loss(each, x))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert vae.sample(3).shape == (3, 4)

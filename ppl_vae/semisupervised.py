@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import pyro
@@ -106,7 +107,7 @@ class SemiSupervised(VAE):
             pyro.factor("y", torch.where(y >= 0, known, zero))
             pyro.factor("missing", torch.where(y >= 0, zero, unknown))
             pyro.factor("classifier", self.alpha * torch.where(y >= 0, log_q_y, zero))
-            with pyro.plate("labels", len(weights), dim=-2), poutine.scale(scale=weights):
+            with self._every_label(weights):
                 with self._kl_weight():
                     prior = self._prior(c)
                     z = pyro.sample("z", prior, infer={"weights": weights})
@@ -122,8 +123,7 @@ class SemiSupervised(VAE):
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
         weights, _, _ = self._weights(x, y, mask)
         q = self._posterior(x, self._every_context(weights), mask)
-        every = pyro.plate("labels", len(weights), dim=-2)
-        with self._plate(len(x), total), every, poutine.scale(scale=weights), self._kl_weight():
+        with self._plate(len(x), total), self._every_label(weights), self._kl_weight():
             return pyro.sample("z", q, infer={"weights": weights})
 
     def check(self, x: Any, y: Any = None) -> None:
@@ -164,6 +164,21 @@ class SemiSupervised(VAE):
         weights = torch.where(y >= 0, known.to(log_q), log_q.exp())
         # Pyro wants scales above zero; so small a weight leaves nothing of a finite number.
         return weights.clamp(min=torch.finfo(weights.dtype).tiny), log_q, y
+
+    @staticmethod
+    def _every_label(weights: Tensor) -> AbstractContextManager[Any]:
+        """The dimension of the labels, left of that of the rows, and their weights."""
+        stack = ExitStack()
+        try:
+            stack.enter_context(pyro.plate("labels", len(weights), dim=-2))
+        except ValueError as error:
+            raise PartError(
+                "expected dimension −2 to be free for the labels, and vectorised particles have it: use Trace_ELBO "
+                "or Analytic, with max_plate_nesting=2; the objectives of several weights (IWAE and its kin) are for "
+                "one z a row"
+            ) from error
+        stack.enter_context(poutine.scale(scale=weights))
+        return stack
 
     def _every_context(self, weights: Tensor) -> Tensor:
         """C of every label, (labels, 1, context)."""

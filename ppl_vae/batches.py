@@ -93,8 +93,7 @@ class Batches:
             if self.observe is not None:
                 # What training shows now, it need not have shown before.
                 warnings.filterwarnings("ignore", "label .* was never seen in training")
-            # What is measured is measured given y; a model may do without some labels only in training.
-            VAE.check(self.vae, x, y) if self.observe is None else self.vae.check(x, y)
+            (self.vae.check if self.observe is None else self.vae.check_training)(x, y)
         expected = getattr(self.vae.likelihood, "x_shape", None)
         if expected is not None and tuple(x.shape[1:]) != tuple(expected):
             raise ShapeError(f"x: expected (N, {', '.join(map(str, expected))}), got {tuple(x.shape)}")

@@ -187,11 +187,11 @@ def test_errors_say_the_way_out():
         ss.classify(X)
     ss = semisupervised()
     with pytest.raises(LabelError, match="−1 where it is missing"):
-        ss.check(X)
+        ss.check_training(X)
     with pytest.raises(LabelError, match="got -2"):
-        ss.check(X, MIXED - 1)
+        ss.check_training(X, MIXED - 1)
     with pytest.raises(LabelError, match="0 … 2"):
-        ss.check(X, MIXED + 1)
+        ss.check_training(X, MIXED + 1)
     odd = semisupervised(labels=lambda c: dist.Categorical(torch.ones(7).double()))
     with pytest.raises(PartError, match="over 3 labels"):
         odd.model(X, MIXED)
@@ -286,3 +286,20 @@ def test_a_label_that_no_row_has_is_asked_about_in_silence():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pv.fit(ss, (X, torch.tensor([0, 1, -1, -1, 0, 1])), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("capture", ["off", "graph"])
+def test_a_missing_label_is_trained_on_and_never_measured(capture):
+    # Beyond the rows that a recording is checked on, too, where it would be a condition of nothing but zeros.
+    ss = semisupervised()
+    x = torch.rand(80, D).round()
+    y = torch.zeros(80, dtype=torch.long)
+    y[70] = -1
+    for measure in (
+        lambda: pv.evaluation.log_likelihood(ss, x, y, samples=4, capture=capture, progress=False),
+        lambda: pv.evaluate(ss, x, y, samples=4),
+        lambda: ss.log_prob(x, y, 4),
+    ):
+        with pytest.raises(LabelError, match="-1"):
+            measure()
+    ss.check_training(x, y)

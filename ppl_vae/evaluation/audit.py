@@ -181,7 +181,7 @@ def audit(
     from scipy.stats import t as student  # importing it takes a second that only an audit should pay
 
     check_positive(particles=particles, directions=directions)
-    vae.check(x, y)
+    vae.check_training(x, y)
     with seeded(seed, vae._beta.device):
         vae = _in_double_precision(vae, x, y)
         chosen = _library() if objectives is None else [copy.deepcopy(objective) for objective in objectives]

@@ -218,7 +218,7 @@ def diagnostics(
         0 of 3 dimensions are used; in all of them the posterior has collapsed onto the prior (0.000 nats together).
     """
     check_positive(draws=draws, batch_size=batch_size)
-    VAE.check(vae, x, y)
+    vae.check(x, y)
     x, y = row_wise(vae, x, y)
     values, groups = _groups(y, len(x))
     with measuring(vae, seed, "diagnostics"):

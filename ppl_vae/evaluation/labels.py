@@ -200,7 +200,7 @@ def label_use(
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
     classes = label_classes(vae, "label_use")
     x, y = torch.as_tensor(x), check_labels(y, len(x))
-    VAE.check(vae, x, y)
+    vae.check(x, y)
     counts = y.bincount(minlength=classes)
     if (counts > 0).sum() < 2 or (counts == 1).any():
         raise LabelError(

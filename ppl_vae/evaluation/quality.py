@@ -252,7 +252,7 @@ def _pair(vae: VAE, data: tuple[Any, Any], what: str) -> tuple[Tensor, Tensor]:
         raise DataError(f"{what}: expected (x, y), the labels being the judge's, got {type(data).__name__}")
     x = torch.as_tensor(data[0])
     y = check_labels(data[1], len(x))
-    VAE.check(vae, x, None if vae.condition is None else y)
+    vae.check(x, None if vae.condition is None else y)
     if len(x) < 4 or y.min() < 0:
         raise LabelError(f"{what}: expected four rows or more, with labels from 0, got {len(x)} rows")
     return x, y

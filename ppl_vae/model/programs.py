@@ -387,6 +387,10 @@ class Programs(nn.Module):
         elif y.is_floating_point():
             check_finite(y, "y")
 
+    def check_training(self, x: Any, y: Any = None) -> None:
+        """As :meth:`check`, for rows to train on: a model may do without some labels there."""
+        self.check(x, y)
+
 
 def _seen(x: Tensor, mask: Tensor, fill: Any = 0.0) -> Tensor:
     """X with unseen entries filled in, NaN included; they reach neither a value nor a gradient."""

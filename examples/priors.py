@@ -7,7 +7,7 @@ python examples/priors.py --root data --steps 5000 --seeds 1 --out runs/look    
 The network is that of the VampPrior paper (Tomczak and Welling, 2018): two gated layers of 300 each side, 40 latent
 features, batches of 100, Adam at 5e-4; images binarised anew in every step, those that are measured once; β rises over
 the first fifth of the training. Every model is a folder of its own, which a second call goes on with, or reads; one
-that was made with other settings is refused.
+that was trained with other settings is refused, one that was measured on other images or samples is measured again.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ out = args.out or Path("runs/priors") / args.data
 data = pv.data.load(args.data, root=args.root, binarize="dynamic").head(args.rows)
 test = data.test.subset(torch.linspace(0, len(data.test) - 1, args.test).long())
 epochs = math.ceil(args.steps / math.ceil(len(data.train) / 100))
-settings = {name: getattr(args, name) for name in ("data", "steps", "rows", "test", "samples")}
+settings = {name: getattr(args, name) for name in ("data", "steps", "rows")}
 out.mkdir(parents=True, exist_ok=True)
 if not (out / "settings.json").exists():
     (out / "settings.json").write_text(json.dumps(settings))
@@ -57,11 +58,22 @@ elif (before := json.loads((out / "settings.json").read_text())) != settings:
     raise SystemExit(f"{out} was made with {before}, and asked for is {settings}: give another --out")
 
 
-def nll(name: str, condition: str, seed: int) -> torch.Tensor:
-    """−log p(x|y) of every test image, of a model that is trained now or was before."""
+def measured(name: str, condition: str, seed: int) -> dict[str, Any]:
+    """−log p(x|y) of every test image, and whether to trust it, of a model that is trained now or was before."""
     folder = out / f"{name}-{condition}-{seed}"
-    if (folder / "nll.json").exists():
-        return torch.tensor(json.loads((folder / "nll.json").read_text()), dtype=torch.float64)
+    path, asked = folder / "measured.json", {"test": args.test, "samples": args.samples}
+    if path.exists() and asked.items() <= (before := json.loads(path.read_text())).items():
+        return before
+    model = pv.load(folder) if (folder / "model.json").exists() else trained(name, condition, seed, folder)
+    y = test.y if condition == "y" else None
+    found = pv.evaluation.log_likelihood(model, test.x, y, samples=args.samples, seed=seed)
+    new = asked | {"values": (-found.values).tolist(), "good": found.good.tolist()}
+    path.write_text(json.dumps(new))
+    return new
+
+
+def trained(name: str, condition: str, seed: int, folder: Path) -> pv.VAE:
+    """A model, trained from where it was left, and saved."""
     torch.manual_seed(seed)
     options = {"prior": PRIORS[name], "network": pv.networks.GatedMLP, "hidden": (300, 300)}
     build = functools.partial(pv.cvae, classes=10) if condition == "y" else pv.vae
@@ -79,10 +91,7 @@ def nll(name: str, condition: str, seed: int) -> torch.Tensor:
         resume=state if state.exists() else None,
     )
     pv.save(model, folder)
-    y = test.y if condition == "y" else None
-    found = pv.evaluation.log_likelihood(model, test.x, y, samples=args.samples, seed=seed)
-    (folder / "nll.json").write_text(json.dumps((-found.values).tolist()))
-    return -found.values.cpu()
+    return model
 
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
@@ -94,8 +103,11 @@ def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
 
 # Seed by seed, so that a run that was stopped has models of all priors.
 columns = [(name, condition) for condition in args.conditions for name in args.priors]
-found = [{column: nll(*column, seed) for column in columns} for seed in range(args.seeds)]
-table = {column: torch.stack([values[column] for values in found]) for column in columns}
+found = [{column: measured(*column, seed) for column in columns} for seed in range(args.seeds)]
+table, good = (
+    {column: torch.tensor([by[column][what] for by in found]).double() for column in columns}
+    for what in ("values", "good")
+)
 
 lines = ["| prior | " + " | ".join(f"{CONDITIONS[c]} | less {args.priors[0]}'s" for c in args.conditions) + " |"]
 lines += ["|---" + "|---:" * (2 * len(args.conditions)) + "|"]
@@ -114,7 +126,12 @@ for name in args.priors:
 errors = [mean_and_error(table[args.priors[0], condition])[1] for condition in args.conditions]
 print(f"\n{args.data}: {len(test)} test images, {args.samples} samples, {args.steps} steps, {args.seeds} seeds; nats.")
 print("A mean ± its spread over seeds; a difference by image ± its standard error over images and seeds. The standard")
-print(f"error of a mean is {max(errors):.2f}, most of which all have in common, the images being the same.\n")
+print(f"error of a mean is {max(errors):.2f}, most of which all have in common, the images being the same.")
+(worst, condition), trusted = min(((column, each.mean().item()) for column, each in good.items()), key=lambda i: i[1])
+print(
+    f"k̂ says to trust {100 * torch.stack([*good.values()]).mean().item():.1f}% of the estimates, and fewest of ", end=""
+)
+print(f"{worst} ({CONDITIONS[condition][1:]}): {100 * trusted:.1f}%.\n".replace("\\", ""))
 print("\n".join(lines))
 
 figure = Figure(figsize=(4 * len(args.conditions), 3.8), layout="constrained")

@@ -1,8 +1,9 @@
 """What the rows share: training that can be stopped and gone on with, the measurement, and the file of the result.
 
 A row is a protocol. Every seed of it is a run in a folder of its own, with its settings, and its state after every
-epoch; a run that is finished is read and not made again, and one of other settings is refused. What comes of all seeds
-is written to ``results/<row>.json``, from which ``table.py`` makes ``docs/results.md``.
+epoch; a run that is finished is read and not made again, and one of other settings is refused. ``--epochs`` stops
+earlier, measures what there is, and calls the row partial; without it, the same run goes on from there. What comes of
+all seeds is written to ``results/<row>.json``, from which ``table.py`` makes ``docs/results.md``.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import ppl_vae as pv
@@ -37,7 +39,7 @@ def arguments(doc: str | None, seeds: int = 3) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(seeds)))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rows", type=int, help="fewer images: a smoke run, whose numbers mean nothing")
-    parser.add_argument("--epochs", type=int, help="fewer epochs: another protocol, and the result says so")
+    parser.add_argument("--epochs", type=int, help="fewer epochs for now: the result says so, and a later call goes on")
     parser.set_defaults(usual_seeds=list(range(seeds)))
     return parser
 
@@ -55,10 +57,16 @@ def hardware(device: str) -> str:
     return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
+def drawn(seed: int, *probabilities: torch.Tensor) -> list[torch.Tensor]:
+    """Pixels of 0 and 1, of one tensor after the other, by numpy's old generator: the very images of papers' code."""
+    state = np.random.RandomState(seed)
+    return [torch.from_numpy(state.binomial(1, p.double().numpy())).float() for p in probabilities]
+
+
 def run(
     row: str,
     args: argparse.Namespace,
-    make: Callable[[], pv.VAE],
+    make: Callable[[int], pv.VAE],
     train: Rows,
     valid: Rows | None,
     test: Rows,
@@ -66,14 +74,14 @@ def run(
     epochs: int,
     samples: int,
     figure: str = "neg_log_prob",
-    measure: Callable[[pv.VAE], dict[str, float]] | None = None,
+    measure: Callable[[pv.VAE, torch.Tensor, torch.Tensor | None], dict[str, float]] | None = None,
     **options: Any,
 ) -> None:
     """Train and measure every seed of a row, and write the result.
 
     Arguments:
         row: its name.
-        make: the model, freshly initialised.
+        make: the model of a seed, freshly initialised; torch's generator is at that seed.
         train, valid, test: rows with their labels, or (x, y); no valid where the protocol holds none out.
         epochs: of the protocol.
         samples: of z for −log p, of the protocol.
@@ -84,14 +92,15 @@ def run(
     asked, epochs = epochs, args.epochs or epochs
     train, test = (_head(rows, args.rows) for rows in (train, test))
     valid = None if valid is None else _head(valid, args.rows)
-    settings = _settings(args, epochs)
+    settings = _settings(args)
+    callbacks = options.pop("callbacks", [])
     for seed in args.seeds:
         out = args.out / f"{row}-{seed}"
         _same_settings(out, settings)
-        if (out / "result.json").exists():
+        if (done := _result(out)) is not None and done["asked"] >= epochs:
             continue
         torch.manual_seed(seed)
-        model, state, clock = make(), out / "state", _Clock(out / "seconds")
+        model, state = make(seed), out / "state"
         history = pv.fit(
             model,
             train,
@@ -101,29 +110,33 @@ def run(
             device=args.device,
             checkpoint=state,
             resume=state if state.exists() else None,
-            callbacks=[clock],
+            callbacks=callbacks,
             **options,
         )
         pv.save(model, out)
         x, y = (test.x, test.y) if isinstance(test, pv.data.Split) else test
-        found = pv.evaluation.log_likelihood(model, x, y if model.condition is not None else None, samples=samples)
+        y = None if model.condition is None else y
+        found = pv.evaluation.log_likelihood(model, x, y, samples=samples)
         # Whose weights were measured: the best on validation rows, where a protocol chooses, or the last.
         kept = history[-1] if valid is None else min(history, key=lambda r: r["valid_neg_elbo"])
         kept = kept if options.get("patience") else history[-1]
         result = {
             "seed": seed,
             "epochs": len(history),
+            "asked": epochs,
             "hardware": hardware(args.device),
             "versions": f"torch {torch.__version__}, ppl_vae {pv.__version__}",
             "date": datetime.date.today().isoformat(),
             "neg_log_prob": -found.mean,
             "standard_error": found.error,
+            "rows": len(found.values),
             "rows_not_to_be_trusted": int((~found.good).sum()),
             "density": found.density,
             "valid_neg_elbo": kept.get("valid_neg_elbo"),
             "epoch_of_the_weights": kept["epoch"],
-            "seconds": clock.total,
-            **({} if measure is None else measure(model)),
+            # A pause of the machine is in an epoch or two of the history, and not in the median.
+            "seconds": len(history) * statistics.median(history.column("seconds")),
+            **({} if measure is None else measure(model, x, y)),
         }
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         print(found, flush=True)
@@ -133,7 +146,7 @@ def run(
     )
     for path in finished:
         _same_settings(path.parent, settings)
-    results = [json.loads(path.read_text()) for path in finished]
+    results = [result for path in finished if (result := _result(path.parent)) is not None]
     if not results:
         return
     values = torch.tensor([r[figure] for r in results], dtype=torch.float64)
@@ -141,8 +154,8 @@ def run(
         "row": row,
         "command": _command([r["seed"] for r in results], args.usual_seeds),
         "figure": figure,
-        "complete": epochs == asked and not args.rows,
-        "epochs": epochs,
+        "complete": all(result["asked"] == asked for result in results) and not args.rows,
+        "epochs": asked,
         "samples": samples,
         "mean": values.mean().item(),
         "spread": values.std().item() if len(values) > 1 else None,
@@ -153,11 +166,16 @@ def run(
     print(f"{row}: {figure} {summary['mean']:.2f}, {len(results)} seeds")
 
 
-def _settings(args: argparse.Namespace, epochs: int) -> dict[str, Any]:
-    """All that decides what comes out but the seed."""
-    elsewhere = ("root", "out", "results", "seeds", "device", "usual_seeds")
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """All that decides what comes out but the seed, and how far training has got."""
+    elsewhere = ("root", "out", "results", "seeds", "device", "usual_seeds", "epochs")
     given = {name: value for name, value in vars(args).items() if name not in elsewhere}
-    return json.loads(json.dumps(given | {"epochs": epochs}, default=str))
+    return json.loads(json.dumps(given, default=str))
+
+
+def _result(out: Path) -> dict[str, Any] | None:
+    path = out / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _same_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -189,17 +207,3 @@ def _head(rows: Rows, n: int | None) -> Rows:
     if n is None:
         return rows
     return rows.head(n) if isinstance(rows, pv.data.Split) else (rows[0][:n], rows[1][:n])
-
-
-class _Clock:
-    """A callback that adds up the seconds of training over all calls."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.last = path, time.perf_counter()
-        self.total = float(path.read_text()) if path.exists() else 0.0
-
-    def __call__(self, vae: pv.VAE, history: pv.History) -> None:
-        now = time.perf_counter()
-        self.total, self.last = self.total + now - self.last, now
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(str(self.total))

@@ -7,8 +7,6 @@ Batches of 100, 500 epochs, Adam at 1e-4, times 10^(−1/5) after epochs 200 and
 −ELBO, 200 importance samples (Chadebec, Vincent and Allassonnière, 2022).
 """
 
-import functools
-
 from common import arguments, run
 
 import ppl_vae as pv
@@ -24,7 +22,13 @@ def lr(epoch: int) -> float:
 
 
 data = pv.data.load("binarized-mnist", root=args.root)
-make = functools.partial(pv.vae, data.x_shape, 40, hidden=(400,) * args.layers)
+
+
+def make(seed: int) -> pv.VAE:
+    """A fresh model."""
+    return pv.vae(data.x_shape, 40, hidden=(400,) * args.layers)
+
+
 run(
     f"r4-{args.layers}",
     args,

@@ -131,13 +131,31 @@ def test_an_autoencoder_with_a_prior_is_measured_from_its_prior():
 
 
 def test_bf16_is_near():
-    """To a hundredth of a nat in the mean, with the same draws; and not the same number, or nothing was in bfloat16."""
+    """To hundredths of a nat in the mean, with the same draws; and not the same number, or nothing was in bfloat16."""
     torch.manual_seed(0)
     vae, x = pv.vae((1, 28, 28), 8, hidden=(32,)), torch.rand(16, 1, 28, 28).round()
     for capture in ("off", "graph"):
         options = {"samples": 200, "capture": capture, **QUIET}
         exact, near = (log_likelihood(vae, x, precision=p, **options).values for p in ("32", "bf16-mixed"))
         assert 0 < (exact - near).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("memory", [1, 100, 5_000, 10**7])
+def test_a_recorded_chunk_keeps_to_the_memory(memory):
+    """Rows times samples of a chunk, decoded, are no more numbers than asked for; and all samples are drawn in all."""
+    vae, x = pv.vae((5, 4), 2, likelihood="Gaussian"), torch.zeros(9, 5, 4)
+    estimator = likelihood.Estimator(vae.eval(), 333, memory=memory, capture="graph")
+    estimator.prepare(x)
+    assert estimator.rows * estimator.chunk * 20 <= max(memory, 20)
+    assert estimator.recorded().shape == (estimator.chunk, estimator.rows)
+    assert math.ceil(333 / estimator.chunk) * estimator.chunk >= 333
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_bar_counts_the_rows(shown, capsys):
+    vae = pv.vae((6,), 2, likelihood="Gaussian")
+    log_likelihood(vae, torch.zeros(70, 6), samples=4, progress=shown)
+    assert ("70/70" in capsys.readouterr().err) is shown
 
 
 def test_the_caller_keeps_what_is_his():

@@ -211,9 +211,9 @@ def test_the_program_of_the_data_is_as_good_as_the_data(data):
     assert error < 0.012
     assert found["diversity"] == pytest.approx(1.0, abs=0.05)
     # Samples with the labels of the test data are more alike to them than chance, so it is a little below zero.
-    assert -0.03 < found["kid"] <= limit() * found.terms["kid"][1]
+    assert -0.03 < found["judge_kid"] <= limit() * found.terms["judge_kid"][1]
     # One half against the other has twice the bias of all against all.
-    assert 0 < found["fid"] < found.real["fid"][0] < 0.5
+    assert 0 < found["judge_fid"] < found.real["judge_fid"][0] < 0.5
     assert found["doubt"] == pytest.approx(found.real["doubt"][0], abs=0.05)
     assert found.judge is judge
 
@@ -222,8 +222,8 @@ def test_a_model_that_ignores_y_has_the_accuracy_of_chance(data):
     train, test, judge = data
     found = quality(world(uses_y=False), train, test, judge=judge)
     assert abs(found["accuracy"] - 1 / 3) < 0.05
-    assert found["fid"] > 5 * found.real["fid"][0]
-    assert found["kid"] > limit() * found.terms["kid"][1]
+    assert found["judge_fid"] > 5 * found.real["judge_fid"][0]
+    assert found["judge_kid"] > limit() * found.terms["judge_kid"][1]
     assert found["doubt"] > 3 * found.real["doubt"][0]
     for k in range(3):
         asked = found.by_label["accuracy"][k].item()
@@ -236,7 +236,7 @@ def test_a_model_that_draws_nearly_the_same_is_right_and_not_diverse(data):
     assert found["accuracy"] == 1.0
     assert found["diversity"] < 0.1
     assert (found.by_label["diversity"] < 0.15).all()
-    assert found["fid"] > 3 * found.real["fid"][0]
+    assert found["judge_fid"] > 3 * found.real["judge_fid"][0]
     # Means in place of draws lack the noise of p(x | z).
     means, draws = (quality(world(), train, test, judge=judge, mean=mean) for mean in (True, False))
     assert means["diversity"] < 0.95 * draws["diversity"]
@@ -256,8 +256,8 @@ def test_diversity_is_the_ratio_of_mean_distances(data):
         assert found.by_label["accuracy"][k].item() == pytest.approx((seen == k).double().mean().item())
     assert found["diversity"] == pytest.approx(found.by_label["diversity"].mean().item())
     features = [judge.features(rows).double() for rows in (x, test[0])]
-    assert found["fid"] == pytest.approx(fid(*features), rel=1e-6)
-    assert found.terms["kid"] == pytest.approx(kid(*features), rel=1e-6)
+    assert found["judge_fid"] == pytest.approx(fid(*features), rel=1e-6)
+    assert found.terms["judge_kid"] == pytest.approx(kid(*features), rel=1e-6)
 
 
 def test_a_model_without_labels_is_asked_for_their_entropy(data):
@@ -279,7 +279,7 @@ def test_a_model_without_labels_is_asked_for_their_entropy(data):
     assert part["label_entropy"] == pytest.approx(math.log(2), abs=0.15)
     assert part.by_label["share"][2] < 0.05
     assert part.by_label["real_share"].tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
-    assert part["fid"] > 5 * whole["fid"]
+    assert part["judge_fid"] > 5 * whole["judge_fid"]
     assert "share" in str(part)
     assert "the accuracy of the judge" in str(part)
     # A label of which no two samples were seen has no diversity.
@@ -345,5 +345,5 @@ def test_the_table_and_the_numbers(data):
     assert [line.split()[0] for line in lines[-4:]] == ["label", "0", "1", "2"]
     table = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert table["features"] == "the last hidden layer of a classifier of the training data"
-    assert table["samples"]["fid"] == {"mean": found["fid"], "standard_error": None}
+    assert table["samples"]["judge_fid"] == {"mean": found["judge_fid"], "standard_error": None}
     assert table["real"]["accuracy"]["mean"] == found.real["accuracy"][0]

@@ -63,8 +63,8 @@ class Quality:
             "label_entropy": "entropy of the labels that the judge sees, nats",
             "doubt": "entropy of the judge's p(y|x), nats",
             "diversity": "diversity within a label",
-            "fid": "FID (features of a classifier of the training data)",
-            "kid": "KID (features of a classifier of the training data)",
+            "judge_fid": "FID (features of a classifier of the training data)",
+            "judge_kid": "KID (features of a classifier of the training data)",
         }
         lines = [f"{f'{self.rows} samples, {self.rows} rows of test data':54s} {'samples':>16s} {'test data':>18s}"]
         for name, text in names.items():
@@ -113,7 +113,8 @@ def quality(
     ``label_entropy``  of the labels that the judge sees; models without labels, which may leave some out
     ``doubt``          the mean entropy of the judge's p(y|x): more than for data, if samples look like no label
     ``diversity``      the mean distance of features between two samples of a label, over that of the test data
-    ``fid``, ``kid``   the distance from the test data, over the judge's features
+    ``judge_fid``      the distance from the test data, over the judge's features, and not a network's of photographs
+    ``judge_kid``      likewise
     ================== ================================================================================================
 
     Samples of the wrong label are far from the others, and so count as diverse: read diversity beside accuracy. What
@@ -148,7 +149,7 @@ def quality(
         >>> vae = pv.cvae((3,), 2, 2, likelihood="Gaussian")
         >>> found = quality(vae, (x[:40], y[:40]), (x[40:], y[40:]), steps=50)
         >>> sorted(found.terms)
-        ['accuracy', 'diversity', 'doubt', 'fid', 'kid']
+        ['accuracy', 'diversity', 'doubt', 'judge_fid', 'judge_kid']
     """
     check_positive(batch_size=batch_size, steps=steps)
     conditional = vae.condition is not None
@@ -187,7 +188,7 @@ def quality(
     terms["doubt"], other["doubt"] = (mean_and_error(_entropy(f.probs)) for f in (fake, real))
     terms["diversity"], other["diversity"] = (diversity.nanmean().item(), math.nan), (1.0, math.nan)
     for found, ends in ((terms, (fake.features, real.features)), (other, halves)):
-        found |= {"fid": (fid(*ends), math.nan), "kid": kid(*ends)}
+        found |= {"judge_fid": (fid(*ends), math.nan), "judge_kid": kid(*ends)}
     return Quality(len(x_test), conditional, terms, other, labels.tolist(), by_label, judge)
 
 

@@ -148,7 +148,9 @@ def check_same(case: Case, device: str) -> None:
 
 def adam(device: str) -> Callable[..., torch.optim.Optimizer]:
     """Fused Adam; on a GPU one that can be captured."""
-    return functools.partial(torch.optim.Adam, lr=1e-3, fused=True, capturable=device.startswith("cuda"))
+    cuda = device.startswith("cuda")
+    lr = torch.tensor(1e-3, device=device) if cuda else 1e-3
+    return functools.partial(torch.optim.Adam, lr=lr, fused=True, capturable=cuda)
 
 
 def by_hand(case: Case, device: str, how: str) -> Run:

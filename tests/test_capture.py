@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import random
 import warnings
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI, CaptureWarning
 from ppl_vae.capture.guard import Terms
+from ppl_vae.capture.optimiser import Together
+from ppl_vae.capture.replay import Replay
 from ppl_vae.errors import CaptureError, ConfigError, NonFiniteError
 
 Adam = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -409,6 +412,45 @@ def test_the_static_step_wants_an_optimiser_that_knows_the_flag() -> None:
 
 
 # Precision
+
+
+def test_a_cuda_graph_wants_a_rate_that_it_can_look_up() -> None:
+    """A number would stay what it was when the graph was captured, whatever a schedule says."""
+    leaf = {"w": torch.zeros(1, requires_grad=True)}
+    rate, held = torch.tensor(1e-3), {"fused": True, "capturable": True}
+    for make, expected in [
+        (functools.partial(torch.optim.Adam, lr=rate, **held), True),
+        (functools.partial(torch.optim.Adam, lr=1e-3, **held), False),
+        (functools.partial(torch.optim.Adam, lr=1e-3, fused=True), False),
+        (functools.partial(torch.optim.SGD, lr=1e-3, fused=True), False),
+        (functools.partial(torch.optim.Adam, lr=rate, capturable=True), False),
+    ]:
+        together = Together(make)
+        together.meet(leaf)
+        assert together.capturable is expected
+
+
+def test_a_flag_that_is_up_is_looked_at_before_a_stock_step() -> None:
+    svi, _, x, y = static_vae()
+    for _ in range(6):
+        svi.step(x, y)
+    svi.step(x * math.nan, y)
+    with pytest.raises(NonFiniteError, match="step 7"):
+        # The first of another shape is a stock one.
+        svi.step(x[:3], y[:3])
+
+
+@pytest.mark.parametrize(("prior", "expected"), [("Gaussian", "graph"), ("NSF", "inductor")])
+def test_auto_compiles_where_a_run_repays_it(prior: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two runs as long, the one with hundreds of small operations in a step."""
+    compiled = []
+    monkeypatch.setattr(Replay, "compile", lambda self, tensors: compiled.append(self))
+    cvae, x, y = model_of({"prior": prior})
+    for steps, chosen in ((10_000, expected), (1_000, "graph"), (10_000_000, "inductor")):
+        svi = CapturedSVI(cvae.model, cvae.guide, Adam, Trace_ELBO(), steps=steps)
+        run(svi.step, x, y, n=3)
+        assert svi.backend == chosen
+    assert len(compiled) == (2 if expected == "inductor" else 1)
 
 
 def test_mixed_precision_records_bfloat16_products_and_single_precision_densities() -> None:

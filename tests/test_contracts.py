@@ -748,7 +748,8 @@ def test_captured_steps_equal_stock(case, device):
     twin = copy.deepcopy(vae)
     x, y = case.x(), case.y()
     stock = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-    adam = functools.partial(torch.optim.Adam, lr=1e-2)
+    held = {"fused": True, "capturable": True} if device.type == "cuda" else {}
+    adam = functools.partial(torch.optim.Adam, lr=torch.tensor(1e-2, device=device) if held else 1e-2, **held)
     captured = CapturedSVI(twin.model, twin.guide, adam, Trace_ELBO(), backend=backend)
     losses = []
     for svi in (stock, captured):

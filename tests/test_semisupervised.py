@@ -238,7 +238,10 @@ def test_bounds_that_are_not_linear_are_refused():
     for objective in (pv.objectives.IWAE(3, max_plate_nesting=2), pv.objectives.DReG(3, max_plate_nesting=2)):
         with pytest.raises(PartError, match=r"missing labels.*Trace_ELBO"), pyro.validation_enabled(False):
             objective.loss(ss.model, ss.guide, X, MIXED)
-    for particles in (pv.objectives.IWAE(3), pv.objectives.Trace_ELBO(3, vectorize_particles=True, max_plate_nesting=1)):
+    for particles in (
+        pv.objectives.IWAE(3),
+        pv.objectives.Trace_ELBO(3, vectorize_particles=True, max_plate_nesting=1),
+    ):
         with pytest.raises(PartError, match=r"dimension −2.*max_plate_nesting=2"):
             particles.loss(ss.model, ss.guide, X, MIXED)
 

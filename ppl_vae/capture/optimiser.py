@@ -48,6 +48,12 @@ class Together(pyro.optim.PyroOptim):
         """Whether it takes a flag that makes it do nothing, as fused optimisers of torch do."""
         return not self.of_pyro and all(group.get("fused") for group in getattr(self.optimizer, "param_groups", [{}]))
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph may hold its step: fused, and its rate a tensor; a number would stay as it is."""
+        groups = getattr(self.optimizer, "param_groups", [{}])
+        return self.fused and all(group.get("capturable") and isinstance(group["lr"], Tensor) for group in groups)
+
     def meet(self, leaves: Mapping[str, Tensor]) -> None:
         """Take on parameters by name; new ones join those that are there.
 

@@ -93,7 +93,8 @@ class StaticStep:
             torch.cuda.current_stream(flag.device).wait_stream(stream)
             state.restore()
             self.cuda_graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.cuda_graph):
+            # On a stream of that device, whichever is the current one.
+            with torch.cuda.graph(self.cuda_graph, stream=stream):
                 self._step()
 
     @torch.no_grad()

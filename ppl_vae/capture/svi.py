@@ -44,9 +44,9 @@ _KEPT = 100
 _MOST_SHAPES = 32
 # Recording takes as long as about so many stock steps of a small model.
 _WORTH_RECORDING = 150
-# What "auto" believes of a CPU: seconds a replay takes beside its arithmetic, operations a second, the share of a step
-# that a compiler saves, and the seconds it takes.
-_OVERHEAD, _RATE, _GAIN, _COMPILING = 5e-4, 1e11, 0.15, 40.0
+# What "auto" believes of a CPU and an operation in a graph: the seconds that a compiler saves of it in every step, by
+# fusing it with others, and those that it takes, beside what it takes for a graph of none.
+_SAVED, _COMPILING_ONE, _COMPILING = 8e-6, 0.035, 15.0
 
 
 class Watch(Messenger):
@@ -142,6 +142,7 @@ class CapturedSVI(SVI):
         before = self._generators()
         replay, tensors, key = self._replay(args, kwargs)
         if replay is None:
+            self._look_at_flag()
             loss, gradients = self._stock(args, kwargs, before)
             if key is not None:
                 self._met[key] = self._leaves
@@ -275,10 +276,13 @@ class CapturedSVI(SVI):
     def _replay(self, args: Any, kwargs: Any) -> tuple[Replay | None, list[Tensor], Any]:
         """The graph for these arguments and the program as it is now; None for a stock step."""
         if self.backend == "auto" and self.optim.leaves:
-            self.backend = "cudagraph" if self._device.type == "cuda" and self.optim.fused else "graph"
+            self.backend = "cudagraph" if self._device.type == "cuda" and self.optim.capturable else "graph"
         if self.backend == "cudagraph" and self.optim.leaves:
-            if not self.optim.fused:
-                raise ConfigError("backend='cudagraph': expected a fused optimiser, e.g. partial(Adam, fused=True)")
+            if not (self.optim.capturable if self._device.type == "cuda" else self.optim.fused):
+                raise ConfigError(
+                    "backend='cudagraph': expected a fused optimiser whose rate is a tensor, which a graph looks up at "
+                    "every step: partial(Adam, lr=torch.tensor(1e-3, device='cuda'), fused=True, capturable=True)"
+                )
             self._flag = self._flag.to(self._device)
         if self.backend == "off":
             return None, [], None
@@ -326,7 +330,7 @@ class CapturedSVI(SVI):
             state.restore()
         names = list(leaves)
         replay = Replay(graph, [names[i] for i in reached], self._program.numbers())
-        if self.backend == "inductor" or self._repays_compiling(replay, tensors, state):
+        if self.backend == "inductor" or self._repays_compiling(replay):
             try:
                 replay.compile(tensors)
                 self.backend = "inductor"
@@ -338,20 +342,16 @@ class CapturedSVI(SVI):
             state.restore()
         return replay
 
-    def _repays_compiling(self, replay: Replay, tensors: list[Tensor], state: Generators) -> bool:
-        """Whether "auto" should compile: by the arithmetic of a step, so that one run always chooses the same."""
+    def _repays_compiling(self, replay: Replay) -> bool:
+        """Whether "auto" should compile: by the size of the graph, so that one run always chooses the same."""
         if not self._choose or self.backend != "graph" or self.planned is None:
             return False
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return False
-        from torch.utils.flop_counter import FlopCounterMode  # a second's import, for a question asked once
-
-        with FlopCounterMode(display=False) as counter:
-            replay(tensors)
-        replay.runs = 0
-        state.restore()
-        seconds = _OVERHEAD + counter.get_total_flops() / _RATE
-        return _GAIN * seconds * self.planned > _COMPILING
+        # A view costs nothing; and what is no operator of torch's takes tuples apart.
+        called = [node.target for node in replay.graph.graph.nodes if node.op == "call_function"]
+        operations = sum(not getattr(target, "is_view", True) for target in called)
+        return operations * _SAVED * self.planned > _COMPILING + operations * _COMPILING_ONE
 
     def _loss_of(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._mixed():

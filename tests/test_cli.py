@@ -20,7 +20,8 @@ from pyro import poutine
 
 import ppl_vae as pv
 from ppl_vae import cli, plots, presets
-from ppl_vae.cli import main
+from ppl_vae.cli import main, report
+from ppl_vae.cli.files import read_evaluation
 from ppl_vae.cli.train import _Records
 from ppl_vae.networks import MLP, Conv
 
@@ -132,7 +133,7 @@ def test_evaluate_says_whether_y_is_used(tmp_path: Path, capsys: Any) -> None:
     vae = train(tmp_path / "run", data=str(tmp_path / "more.npz"))
     capsys.readouterr()
     ok("evaluate", str(tmp_path / "run"), "--samples", "30", "--rows", "15")
-    test = pv.data.load(tmp_path / "more.npz").test.head(15)
+    test = report.spread(pv.data.load(tmp_path / "more.npz").test, 15)
     found = pv.evaluation.label_use(vae, test.x, test.y)
     printed = capsys.readouterr().out
     assert str(found) in printed
@@ -150,7 +151,8 @@ def test_a_thorough_evaluation(tmp_path: Path, capsys: Any, monkeypatch: pytest.
     capsys.readouterr()
     ok("evaluate", str(run), "--samples", "30", "--rows", "18", "--thorough", "true", "--seed", "2")
     data = pv.data.load(tmp_path / "more.npz")
-    x, y = data.test.x[:18], data.test.y[:18]
+    some = report.spread(data.test, 18)
+    x, y = some.x, some.y
     x_new, y_new, z = pv.evaluation.simulate(vae, 18, y=y, seed=2)
     expected = {
         "quality": pv.evaluation.quality(vae, (data.train.x, data.train.y), (x, y), seed=2),
@@ -197,6 +199,34 @@ def test_compare_pairs_the_rows_of_runs(trained: Path, tmp_path: Path, capsys: A
     assert written["standard_error_of_difference"] == pytest.approx(gap.std(ddof=1) / len(gap) ** 0.5)
     assert f"{gap.mean():+.3f}" in printed
     assert "paired by row" in printed
+
+
+def test_compare_warns_of_a_log_p_that_is_not_to_be_trusted(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    """K̂ is written and read, a row each; a file of old has none, reads all the same, and is not warned of."""
+    other, written = tmp_path / "b", tmp_path / "both.json"
+    train(other)
+    ok("evaluate", "a", "--samples", "50")
+    test = pv.data.load("bars.npz").test
+    exact = pv.evaluate(pv.load(trained), test.x, test.y, samples=50)
+    torch.testing.assert_close(read_evaluation("a")[0].pareto_k, exact.likelihood.pareto_k, rtol=0, atol=0)
+    # Of so few samples k̂ is unknown.
+    for run in ("a", str(other)):
+        ok("evaluate", run, "--samples", "20")
+    with np.load(other / "evaluation.npz") as file:
+        columns = {name: file[name] for name in file.files}
+
+    def warned() -> list[str]:
+        capsys.readouterr()
+        ok("compare", "a", str(other), "--out", str(written))
+        return [line.split(": ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+
+    assert warned() == ["a", str(other)]
+    assert json.loads(written.read_text())["a"]["rows_not_to_be_trusted"] == len(test)
+    np.savez(other / "evaluation.npz", **{name: column for name, column in columns.items() if name != "_pareto_k"})
+    assert warned() == ["a"]
+    np.savez(other / "evaluation.npz", **columns | {"_pareto_k": columns["_pareto_k"][:2]})
+    assert main(["compare", "a", str(other)]) == 2
+    assert "damaged" in capsys.readouterr().err
 
 
 def test_compare_refuses_what_cannot_be_compared(trained: Path, tmp_path: Path, capsys: Any) -> None:
@@ -249,7 +279,7 @@ def test_sample_reconstruct_audit_and_plot(trained: Path) -> None:
         result = shell(*words)
         assert result.returncode == 0, result.stderr
         assert result.stderr == ""
-        assert [Path(line).stem for line in sorted(result.stdout.split())] == written
+        assert [Path(line).stem for line in sorted(result.stdout.split()) if line.endswith(".png")] == written
         for name in written:
             with Image.open(trained / f"{name}.png") as image:
                 assert image.format == "PNG"
@@ -394,6 +424,89 @@ def test_samples_depend_on_the_seed_alone(trained: Path) -> None:
     assert pictures[0] == pictures[1] != pictures[2]
 
 
+@pytest.mark.parametrize("options", [[], ["--label", "2", "--mean", "true", "--seed", "3"]], ids=["all", "one"])
+def test_samples_are_written_as_numbers(options: list[str], trained: Path, tmp_path: Path) -> None:
+    """What the library draws, as rows with their labels, which are data again."""
+    ok("sample", "a", "--n", "4", "--out", str(tmp_path / "drawn.png"), *options)
+    labels = torch.tensor([2] if options else [0, 1, 2])
+    with torch.random.fork_rng():
+        torch.manual_seed(3 if options else 0)
+        x = pv.load(trained).sample(4, labels, mean=bool(options))
+    with np.load(tmp_path / "drawn.npz", allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["x"], x.flatten(0, 1))
+        np.testing.assert_array_equal(file["y"], labels.expand(4, -1).flatten())
+    assert pv.data.load(tmp_path / "drawn.npz").x_shape == (1, 8, 8)
+
+
+def test_samples_that_are_no_images_are_numbers_alone(tmp_path: Path, capsys: Any) -> None:
+    train(tmp_path / "run", "--model", "vae", data="table.npz")
+    capsys.readouterr()
+    ok("sample", str(tmp_path / "run"), "--n", "4", "--out", str(tmp_path / "new" / "drawn.png"))
+    assert capsys.readouterr().out.splitlines() == [
+        "no picture: x of shape (5,) is no image",
+        str(tmp_path / "new" / "drawn.npz"),
+    ]
+    with np.load(tmp_path / "new" / "drawn.npz") as file:
+        assert {name: file[name].shape for name in file.files} == {"x": (4, 5)}
+    assert not (tmp_path / "new" / "drawn.png").exists()
+
+
+@pytest.mark.parametrize("labels", [torch.arange(1000) // 100, torch.arange(1000) % 10], ids=["sorted", "by turns"])
+@pytest.mark.parametrize("n", [50, 64, 300, 999])
+def test_rows_are_spread(labels: torch.Tensor, n: int) -> None:
+    """As many as asked for, none twice, in order, the same every time, and of every label whatever their order."""
+    split = pv.data.Split(torch.arange(1000.0)[:, None], labels)
+    found = report.spread(split, n)
+    assert len(found) == len(found.x.unique()) == n
+    assert torch.equal(found.x, found.x.sort(0).values)
+    assert torch.equal(found.x, report.spread(split, n).x)
+    assert torch.equal(found.y, labels[found.x[:, 0].long()])
+    assert len(found.y.unique()) == 10
+    # Never further than a stretch from where so many rows would be.
+    assert (found.x[:, 0] - torch.arange(n) * 1000 / n).abs().max() <= 1000 / n
+    assert all(report.spread(split, more) is split for more in (1000, 1001))
+
+
+def test_every_command_sees_every_label_of_a_sorted_test_set(
+    tmp_path: Path, drawn: dict[str, Any], monkeypatch: Any
+) -> None:
+    """Where the last of three labels has the last hundred rows of 1,200."""
+    y = np.repeat([0, 1, 2], [550, 550, 100])
+    few = arrays()
+    np.savez(tmp_path / "sorted.npz", x=few["x"], y=few["y"], x_test=np.resize(few["x"], (1200, 1, 8, 8)), y_test=y)
+    seen: dict[str, Any] = {}
+
+    def spied(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(vae: pv.VAE, x: Any, y: Any, *args: Any, **options: Any) -> Any:
+            seen[name] = y
+            return original(vae, x, y, *args, **options)
+
+        return spy
+
+    def left_out(*args: Any, **options: Any) -> Any:
+        raise pv.errors.LabelError("not here")
+
+    runs = sys.modules["ppl_vae.cli.runs"]
+    for module, name in ((report, "diagnostics"), (report, "label_use"), (runs, "audit"), (runs, "evaluate")):
+        monkeypatch.setattr(module, name, spied(f"{module.__name__}.{name}", getattr(module, name)))
+    monkeypatch.setattr(report, "audit", spied("report.audit", report.audit))
+    monkeypatch.setattr(report, "bounds", spied("bounds", left_out))
+    for name in ("quality", "calibration", "simulate"):
+        monkeypatch.setattr(report, name, left_out)
+    monkeypatch.setattr(report, "_ROWS", 60)
+    run = str(tmp_path / "run")
+    train(tmp_path / "run", data=str(tmp_path / "sorted.npz"))
+    ok("evaluate", run, "--rows", "100", "--samples", "5", "--thorough", "true")
+    ok("audit", run, "--rows", "20", "--particles", "5")
+    assert [len(labels) for labels in seen.values()] == [64, 100, 60, 60, 20, 20]
+    assert len(drawn["latents"][1]) == 1000
+    for labels in [*seen.values(), drawn["latents"][1], torch.tensor(drawn["reconstructions"][2])]:
+        assert labels.unique().tolist() == [0, 1, 2]
+    ok("reconstruct", run, "--n", "30")
+    assert set(drawn["reconstructions"][2]) == {0, 1, 2}
+    assert len(drawn["reconstructions"][2]) == 30
+
+
 def test_commands_leave_the_callers_generator_alone(trained: Path) -> None:
     before = torch.get_rng_state()
     for words in (["sample", "a"], ["evaluate", "a", "--samples", "5"], ["plot", "a"], ["audit", "a"]):
@@ -426,7 +539,7 @@ PARTS = [
     ("likelihood", "ContinuousBernoulli", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
     ("likelihood", "Beta", ["concentration", "pixel"], lambda p: p.log_concentration.shape == (1, 8, 8)),
     ("likelihood", "DiscretizedLogistic", ["sigma", "output"], lambda p: p.levels == 2),
-    ("likelihood", "DiscretizedLogisticMixture", ["components", "2", "levels", "256"], lambda p: p.levels == 256),
+    ("likelihood", "DiscretizedLogisticMixture", ["components", "2", "levels", "4"], lambda p: p.levels == 4),
     ("likelihood", "Categorical", ["levels", "3"], lambda p: p.levels == 3),
     ("likelihood", "Poisson", ["clamp", "[-3, 3]"], lambda p: p.clamp == (-3, 3)),
     ("likelihood", "NegativeBinomial", ["dispersion", "2.5"], lambda p: p.fixed == 2.5),
@@ -568,6 +681,16 @@ def test_the_words_win_over_the_configuration(tmp_path: Path, capsys: Any) -> No
     config = printed_config(capsys, "--config", str(file), "--prior.transforms", "1", "--latent=4")
     assert (config["prior"]["name"], config["prior"]["transforms"]) == ("NSF", 1)
     assert (config["latent"], config["lr"]) == (4, 0.01)
+    # What was filled in from --latent, --hidden and --network is filled in anew.
+    file.write_text(
+        yaml.safe_dump(printed_config(capsys, "--config", str(file), "--hidden", "[4]", "--network", "MLP"))
+    )
+    config = printed_config(capsys, "--config", str(file), "--latent=5", "--hidden=[6]", "--network=FiLM")
+    assert [config[kind]["features"] for kind in ("prior", "likelihood", "encoder")] == [5, 5, 5]
+    assert [(config[kind]["hidden"], config[kind]["network"]) for kind in ("likelihood", "encoder")] == [
+        ([6], "FiLM"),
+        ([6], "FiLM"),
+    ]
     config = printed_config(capsys, "--config", str(file), "--prior=GMM", "--data=plain.npz")
     assert (config["prior"]["name"], config["data"]["name"]) == ("GMM", "plain.npz")
 
@@ -665,13 +788,56 @@ def test_resuming_gives_the_run_that_was_not_interrupted(tmp_path: Path) -> None
     assert yaml.safe_load((parts / "config.yaml").read_text())["epochs"] == 3
 
 
+def test_a_resumed_run_needs_nothing_typed_again(tmp_path: Path) -> None:
+    """Its config.yaml says the rest, and what is typed wins."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    words = ["--prior", "NSF", "--prior.transforms", "1", "--lr", "0.01", "--batch_size", "9", "--network", "GatedMLP"]
+    train(whole, *words, "--epochs", "3")
+    train(parts, *words, "--epochs", "2")
+    ok("train", "--resume", "--out", str(parts), "--epochs", "3")
+    assert [row["epoch"] for row in numbers(parts)] == [1, 2, 3]
+    assert numbers(parts) == numbers(whole)
+    first, second = (yaml.safe_load((run / "config.yaml").read_text()) for run in (whole, parts))
+    assert second == first | {"out": str(parts)}
+    ok("train", "--resume", f"--out={parts}", "--epochs", "4", "--lr", "0.5")
+    assert [row["lr"] for row in numbers(parts)] == [0.01] * 3 + [0.5]
+
+
 @pytest.mark.parametrize(
-    "words", [["--seed", "1"], ["--batch_size", "7"], ["--latent", "3"], ["--data", "plain.npz"]], ids=" ".join
+    ("words", "said"),
+    [
+        (["--latent", "3"], "a: weights do not fit"),
+        (["--hidden", "[9]"], "a: weights do not fit"),
+        (["--network", "GatedMLP"], "a: weights do not fit"),
+        (["--prior", "Standard"], "a: weights do not fit"),
+        (["--seed", "1"], "seed: 0 then, 1 now"),
+    ],
+    ids=lambda w: " ".join(w) if isinstance(w, list) else w,
 )
-def test_resuming_another_run_is_refused_and_changes_nothing(words: list[str], trained: Path, capsys: Any) -> None:
+def test_what_is_typed_is_not_lost_to_the_run(words: list[str], said: str, trained: Path, capsys: Any) -> None:
+    """Not even where config.yaml has it filled into every part."""
+    before = {p.name: p.read_bytes() for p in trained.iterdir()}
+    assert main(["train", "--out", "a", "--epochs", "4", "--resume", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in trained.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "1"], "a: expected to resume the same run"),
+        (["--batch_size", "7"], "a: expected to resume the same run"),
+        (["--latent", "3"], "a: weights do not fit"),
+        (["--data", "plain.npz"], "Gaussian: expected a context"),
+    ],
+    ids=lambda w: " ".join(w) if isinstance(w, list) else w,
+)
+def test_resuming_another_run_is_refused_and_changes_nothing(
+    words: list[str], said: str, trained: Path, capsys: Any
+) -> None:
     before = {p.name: p.read_bytes() for p in trained.iterdir()}
     assert main(["train", "--data", "bars.npz", "--out", "a", *TINY, "--epochs", "4", "--resume", *words]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("ppl-vae: error: a: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"ppl-vae: error: {said}")
     assert {p.name: p.read_bytes() for p in trained.iterdir()} == before
 
 

@@ -57,7 +57,7 @@ def test_the_blocks_of_the_readme_run(monkeypatch, capsys):
     names = {"pyro": pyro, "poutine": poutine, "SVI": SVI, "Predictive": Predictive, "Trace_ELBO": Trace_ELBO}
     names |= {"x": x, "y": y, "labels": y, "x_test": x, "y_test": y}
     found = blocks("../README.md")
-    assert len(found) == 4
+    assert len(found) == 5
     for line, block in found:
         exec(compile("\n" * line + block, "README.md", "exec"), names)
     assert names["images"].shape == (8, 10, 1, 28, 28)

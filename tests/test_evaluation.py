@@ -157,6 +157,29 @@ def test_what_has_no_number_is_none_in_json(rows):
         json.dumps(each.to_dict(), allow_nan=False)
 
 
+def test_a_comparison_says_whose_log_p_is_not_to_be_trusted():
+    """K̂ from its limit on, 0.67 for 1,000 samples, or unknown; where nobody kept it, nothing is said."""
+    values = {"neg_log_prob": torch.arange(4.0)}
+    good = pv.evaluation.Evaluation(values, 1000, pareto_k=torch.tensor([0.6, -math.inf, 0.0, 0.5]))
+    bad = dataclasses.replace(good, pareto_k=torch.tensor([0.6, -math.inf, 0.7, math.nan]))
+    found = pv.evaluation.compare({"good": good, "bad": bad, "old": dataclasses.replace(good, pareto_k=None)})
+    warnings = [line for line in str(found).splitlines() if "warning" in line]
+    assert warnings == ["warning: bad: k̂ does not vouch for log p of 2 of 4 rows: take more samples"]
+    counts = {name: numbers["rows_not_to_be_trusted"] for name, numbers in found.to_dict().items()}
+    assert counts == {"good": 0, "bad": 2, "old": None}
+    # Nothing is said of a number that is not in the table.
+    ae = pv.evaluation.Evaluation({"reconstruction": torch.zeros(4)}, 1000)
+    both = dataclasses.replace(bad, values=values | ae.values)
+    assert "warning" not in str(pv.evaluation.compare({"ae": ae, "bad": both}))
+
+
+def test_an_evaluation_counts_what_its_likelihood_counts():
+    truth = Ppca()
+    x, _ = truth.draw(30)
+    found = pv.evaluate(truth.vae(3.0, 0.3), x, samples=100)
+    assert found.rows_not_to_be_trusted == found.to_dict()["likelihood"]["rows_not_to_be_trusted"] > 0
+
+
 def test_the_elbo_of_wide_images_takes_no_more_memory():
     """250 rows of 10 draws of 300 levels a pixel would be 75 million numbers at once."""
     vae = pv.vae((100,), 1, likelihood={"name": "Categorical", "levels": 300}, hidden=(2,))

@@ -6,6 +6,7 @@
     ppl-vae sample runs/a --label 3 --n 16
     ppl-vae reconstruct | evaluate | audit | plot runs/a
     ppl-vae compare runs/a runs/b
+    ppl-vae train --resume --out runs/a --epochs 300
 
 A part is named and takes the options of its own class: ``--prior NSF --prior.transforms 3``. What parts share (the
 number of features, the shape of x, the context) is filled in from ``--latent`` and the data; ``--print_config`` shows

@@ -17,16 +17,16 @@ from .. import data
 from ..errors import CheckpointError
 from ..evaluation import Evaluation
 
-__all__ = ["read_evaluation", "write_evaluation", "write_json", "write_whole"]
+__all__ = ["read_evaluation", "write_arrays", "write_evaluation", "write_json", "write_whole"]
 
 
 def write_evaluation(out: Path, result: Evaluation, split: data.Split, more: Mapping[str, Any] | None = None) -> None:
     """Write ``evaluation.json``, the means, and ``evaluation.npz``, all values and which rows they are of."""
     columns: dict[str, Any] = {name: values.numpy() for name, values in result.values.items()}
     columns |= {"_rows": _fingerprint(split), "_samples": result.samples, "_density": result.density}
-    buffer = io.BytesIO()
-    np.savez(buffer, **columns)
-    write_whole(out / "evaluation.npz", buffer.getvalue())
+    if result.pareto_k is not None:
+        columns["_pareto_k"] = result.pareto_k.numpy()
+    write_arrays(out / "evaluation.npz", columns)
     write_json(out / "evaluation.json", {**result.to_dict(), **(more or {})})
 
 
@@ -40,7 +40,9 @@ def read_evaluation(run: str) -> tuple[Evaluation, str]:
     try:
         # Opened here because numpy, given a path, leaves a damaged file open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            values = {name: torch.from_numpy(file[name]) for name in file.files if not name.startswith("_")}
+            # Files of old have no k̂.
+            names = [name for name in file.files if not name.startswith("_") or name == "_pareto_k"]
+            values = {name: torch.from_numpy(file[name]) for name in names}
             samples, density, rows = int(file["_samples"]), bool(file["_density"]), str(file["_rows"])
         if not values or len({v.shape for v in values.values()}) > 1:
             raise ValueError(f"no columns of one length in it: {list(values)}")
@@ -48,7 +50,8 @@ def read_evaluation(run: str) -> tuple[Evaluation, str]:
         raise CheckpointError(f"{path} is not there: run ppl-vae evaluate {run} first") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: damaged ({error}): run ppl-vae evaluate {run} again") from error
-    return Evaluation(values, samples, density), rows
+    pareto_k = values.pop("_pareto_k", None)
+    return Evaluation(values, samples, density, pareto_k=pareto_k), rows
 
 
 def _fingerprint(split: data.Split) -> str:
@@ -58,6 +61,13 @@ def _fingerprint(split: data.Split) -> str:
             sha.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
             sha.update(tensor.contiguous().numpy().tobytes())
     return sha.hexdigest()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an ``.npz`` file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

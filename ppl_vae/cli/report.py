@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from .. import data, plots
 from ..devices import seeded
-from ..errors import LabelError, NoClosedFormError, NoDensityError, PartError, PplVaeError
+from ..errors import ConfigError, LabelError, NoClosedFormError, NoDensityError, PartError, PplVaeError
 from ..evaluation import (
     Calibration,
     LogLikelihood,
@@ -35,12 +36,14 @@ __all__ = [
     "HEADINGS",
     "PICTURES",
     "AuditFailed",
+    "are_images",
     "draw",
     "draw_calibration",
     "draw_likelihood",
     "more",
     "reconstructions",
     "report",
+    "spread",
     "thorough",
     "value_range",
     "vrange_of",
@@ -70,7 +73,7 @@ def report(vae: VAE, source: data.Data, out: Path) -> None:
     result = evaluate(vae, *xy(vae, source.test))
     # What training stands on; ppl-vae audit goes through all there is.
     objectives = [Trace_ELBO(), TraceMeanField_ELBO()]
-    check = audit(vae, *xy(vae, source.test.head(64)), objectives=objectives, particles=50)
+    check = audit(vae, *xy(vae, spread(source.test, 64)), objectives=objectives, particles=50)
     write_evaluation(out, result, source.test)
     print(f"\n{source.name}, test split\n{result}\n\n{check.line}\n")
 
@@ -82,7 +85,7 @@ def more(vae: VAE, split: data.Split, seed: int) -> tuple[dict[str, Any], list[s
     """
     if vae.prior is None:
         return {}, []
-    some, left_out = split.head(_ROWS), []
+    some, left_out = spread(split, _ROWS), []
     found: dict[str, Any] = {"diagnostics": diagnostics(vae, *xy(vae, some), seed=seed)}
     if isinstance(getattr(vae.condition, "classes", None), int):
         try:
@@ -100,7 +103,7 @@ def thorough(vae: VAE, source: data.Data, split: data.Split, seed: int) -> tuple
     """
     if vae.prior is None:
         return {}, []
-    few, found, left_out = split.head(_FEW), {}, []
+    few, found, left_out = spread(split, _FEW), {}, []
     y = xy(vae, few)[1]
 
     def judged() -> Any:
@@ -152,6 +155,19 @@ def draw_calibration(found: Calibration, out: Path) -> Path:
     )
 
 
+def spread(split: data.Split, n: int) -> data.Split:
+    """N rows, one by chance from each of n equal stretches, always the same ones; all where there are no more.
+
+    The first rows of a set that is sorted by label are of one class, and so is every tenth where ten labels take turns.
+    """
+    if n < 1:
+        raise ConfigError(f"expected at least one row, got {n}")
+    if n >= len(split):
+        return split
+    edges = np.arange(n + 1) * len(split) // n
+    return split.subset(np.random.RandomState(0).randint(edges[:-1], edges[1:]))
+
+
 def xy(vae: VAE, split: data.Split) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the rows of a split that the model takes: without labels where it has no condition."""
     return split.x, None if vae.condition is None else split.y
@@ -169,7 +185,7 @@ def vrange_of(values: Sequence[float]) -> tuple[float, float] | None:
     return (low, high) if low < high else None
 
 
-def _are_images(x_shape: Sequence[int]) -> bool:
+def are_images(x_shape: Sequence[int]) -> bool:
     """Whether x can be seen: (channels, H, W), (H, W), or a flat square."""
     if len(x_shape) == 1:
         return math.isqrt(x_shape[0]) ** 2 == x_shape[0]
@@ -187,11 +203,11 @@ def reconstructions(vae: VAE, split: data.Split, vrange: tuple[float, float] | N
 def draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path]:
     """Draw what there is to see of a model; return the paths."""
     figures = {"history": plots.history(history, title=f"{source.name}: training")}
-    images, vrange = _are_images(source.x_shape), vrange_of(source.range)
+    images, vrange = are_images(source.x_shape), vrange_of(source.range)
     if images:
-        figures["reconstructions"] = reconstructions(vae, source.test.head(20), vrange)
+        figures["reconstructions"] = reconstructions(vae, spread(source.test, 20), vrange)
     with seeded(0, vae._beta.device):
-        test = source.test.head(1000)
+        test = spread(source.test, 1000)
         x, y = xy(vae, test)
         z = vae.embed(x, y).cpu()
         figures["latents"] = plots.latents(z, test.y, title="means of q(z|x,y), test images")

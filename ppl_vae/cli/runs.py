@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from jsonargparse import Namespace
@@ -18,16 +19,18 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluation import audit, compare, evaluate
 from ..model import VAE
 from ..training import History
-from .files import read_evaluation, write_evaluation, write_json
+from .files import read_evaluation, write_arrays, write_evaluation, write_json
 from .parsing import parse, parser_of
 from .report import (
     HEADINGS,
     AuditFailed,
+    are_images,
     draw,
     draw_calibration,
     draw_likelihood,
     more,
     reconstructions,
+    spread,
     thorough,
     value_range,
     vrange_of,
@@ -56,7 +59,7 @@ def _model_and_data(options: Namespace) -> tuple[VAE, data.Data]:
 
 
 def sample(words: list[str]) -> None:
-    """Draw x ~ p(x|y) and write a picture."""
+    """Draw x ~ p(x|y); write them as they are, with their labels, and a picture where they are images."""
     options = _open_run(
         sample,
         words,
@@ -64,7 +67,7 @@ def sample(words: list[str]) -> None:
         ("n", int, 16, "how many for each label"),
         ("mean", bool, False, "the mean of p(x|z,y) instead of a draw from it"),
         ("seed", int, 0, "of the draws"),
-        ("out", str | None, None, "the picture; by default in the run's folder"),
+        ("out", str | None, None, "the picture, the numbers beside it in .npz; by default in the run's folder"),
     )
     vae = load(options.run, device=find_device(options.device))
     vrange = value_range(options.run)
@@ -79,15 +82,30 @@ def sample(words: list[str]) -> None:
     with seeded(options.seed, vae._beta.device):
         x = vae.sample(options.n, y, mean=options.mean)
     name = "samples.png" if options.label is None else f"samples-{options.label}.png"
-    figure = plots.samples(x, labels, vrange=vrange, title="draws from p(x|y)" if labels else "draws from p(x)")
-    print(plots.save(figure, options.out or Path(options.run) / name))
+    path = Path(options.out or Path(options.run) / name)
+    lead = 1 if labels is None else 2
+    if are_images(shape := tuple(x.shape[lead:])):
+        figure = plots.samples(x, labels, vrange=vrange, title="draws from p(x|y)" if labels else "draws from p(x)")
+        print(plots.save(figure, path))
+    else:
+        print(f"no picture: x of shape {shape} is no image")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Rows of x and y, as --data reads them.
+    rows = {"x": x.reshape(-1, *shape).cpu().numpy()} | ({} if labels is None else {"y": np.tile(labels, options.n)})
+    write_arrays(path := path.with_suffix(".npz"), rows)
+    print(path)
 
 
 def reconstruct(words: list[str]) -> None:
     """Reconstruct rows of the test set and write a picture."""
-    options = _open_run(reconstruct, words, ("n", int, 20, "how many rows"), ("out", str | None, None, "the picture"))
+    options = _open_run(
+        reconstruct,
+        words,
+        ("n", int, 20, "how many rows, spread over the test set"),
+        ("out", str | None, None, "the picture"),
+    )
     vae, source = _model_and_data(options)
-    figure = reconstructions(vae, source.test.head(options.n), vrange_of(source.range))
+    figure = reconstructions(vae, spread(source.test, options.n), vrange_of(source.range))
     print(plots.save(figure, options.out or Path(options.run) / "reconstructions.png"))
 
 
@@ -97,13 +115,13 @@ def evaluate_run(words: list[str]) -> None:
         evaluate_run,
         words,
         ("samples", int, 500, "of z for the importance-sampled log p(x|y)"),
-        ("rows", int | None, None, "the first so many rows of the test set; by default all"),
+        ("rows", int | None, None, "so many rows, spread over the test set; by default all"),
         ("thorough", bool, False, "also judge the samples, the guide's calibration and bounds of log p: some minutes"),
         ("seed", int, 0, "of the draws"),
     )
     vae, source = _model_and_data(options)
     history, out = _history(options.run), Path(options.run)
-    test = source.test if options.rows is None else source.test.head(options.rows)
+    test = source.test if options.rows is None else spread(source.test, options.rows)
     result = evaluate(vae, *xy(vae, test), samples=options.samples, seed=options.seed, progress=True)
     found, left_out = more(vae, test, options.seed)
     if options.thorough:
@@ -147,10 +165,10 @@ def compare_runs(words: list[str]) -> None:
 def audit_run(words: list[str]) -> None:
     """Compare every objective's loss and gradient with the same written by hand; exit with 1 where one fails."""
     options = _open_run(
-        audit_run, words, ("rows", int, 64, "of the test set"), ("particles", int, 100, "draws of the noise")
+        audit_run, words, ("rows", int, 64, "spread over the test set"), ("particles", int, 100, "draws of the noise")
     )
     vae, source = _model_and_data(options)
-    result = audit(vae, *xy(vae, source.test.head(options.rows)), particles=options.particles)
+    result = audit(vae, *xy(vae, spread(source.test, options.rows)), particles=options.particles)
     write_json(Path(options.run) / "audit.json", result.to_dict())
     print(result)
     if not result.passed:

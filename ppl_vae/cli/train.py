@@ -48,7 +48,7 @@ def train(words: list[str]) -> None:
     """Train a model and report on it."""
     words = [re.sub(rf"^--({'|'.join(NAMED)})(?==|$)", r"--\1.name", word) for word in words]
     config = _read_config(words)
-    names = {kind: _name_of(kind, words, config) for kind in NAMED}
+    names = {kind: _typed(f"{kind}.name", words) or config.get(kind, {}).get("name") for kind in NAMED}
     names["objective"] = names["objective"] or "trace"
     # The options of one part, or objective, mean nothing to another that the words put in its place.
     config = {k: v for k, v in config.items() if k not in CHOSEN or v.get("name") == names[k]}
@@ -102,14 +102,17 @@ def train(words: list[str]) -> None:
 
 
 def _read_config(words: list[str]) -> dict[str, Any]:
-    """Take ``--config FILE`` out of the words; return what the file says."""
+    """Take ``--config FILE`` out of the words; return what the file says, or what a run to be resumed was made with."""
     for i, word in enumerate(words):
         if re.match(r"--config(=|$)", word):
             file = word.partition("=")[2] if "=" in word else "".join(words[i + 1 : i + 2])
             del words[i : i + (1 if "=" in word else 2)]
             break
     else:
-        return {}
+        out = _typed("out", words) if "--resume" in words else None
+        if out is None or not Path(out, "config.yaml").is_file():
+            return {}
+        file = str(Path(out, "config.yaml"))
     try:
         config = yaml.safe_load(Path(file).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -121,27 +124,37 @@ def _read_config(words: list[str]) -> dict[str, Any]:
     for kind in NAMED:
         if not isinstance(config.get(kind, {}), dict):
             raise ConfigError(f"{file}: expected {kind} to be a name or a mapping with one, got {config[kind]!r}")
-    return config
+    latent = {"features": config.get("latent")}
+    bodies = latent | {key: config.get(key) for key in ("hidden", "network")}
+    parts = {kind: config[kind] for kind in PARTS if kind in config}
+    return config | {kind: _as_typed(part, latent if kind == "prior" else bodies) for kind, part in parts.items()}
 
 
-def _name_of(kind: str, words: list[str], config: Mapping[str, Any]) -> str | None:
-    """The name given to a part, which decides what options there are."""
+def _as_typed(part: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """A part without what was filled in from options that parts share, since the words may give these another value."""
+    inner = {key: _as_typed(value, shared) if isinstance(value, dict) else value for key, value in part.items()}
+    return {key: value for key, value in inner.items() if key not in shared or value != shared[key]}
+
+
+def _typed(option: str, words: list[str]) -> str | None:
+    """The value that the words give an option."""
     for i, word in enumerate(words):
-        if word.startswith(f"--{kind}.name="):
+        if word.startswith(f"--{option}="):
             return word.partition("=")[2]
-        if word == f"--{kind}.name" and i + 1 < len(words):
+        if word == f"--{option}" and i + 1 < len(words):
             return words[i + 1]
-    spec = config.get(kind)
-    return spec.get("name") if isinstance(spec, dict) else None
+    return None
 
 
 def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
     parser = parser_of("train", train)
     parser.add_argument("--config", type=str, help="a YAML file of options, such as a run's config.yaml")
-    parser.add_argument("--print_config", action="store_true", help="show every option, filled in, and stop")
+    parser.add_argument(
+        "--print_config", action="store_true", help="show what config.yaml will say, filled in, and stop"
+    )
     parser.add_argument("--out", type=str, help="the folder of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is there")
-    parser.add_argument("--resume", action="store_true", help="continue the run that is there")
+    parser.add_argument("--resume", action="store_true", help="continue the run that is there, as its config.yaml says")
     parser.add_argument("--data.name", type=str, default="digits", help="a data set, or an .npz file")
     parser.add_function_arguments(data.load, "data", skip={"name"})
     parser.add_argument("--model", type=str, help="ae, vae or cvae; by default cvae where the data have labels")
@@ -244,7 +257,7 @@ class _Records:
 
     def __call__(self, vae: VAE, history: History) -> None:
         if not self.written:
-            results = "model.json", "evaluation.json", "evaluation.npz", "audit.json"
+            results = "model.json", "evaluation.json", "evaluation.npz", "audit.json", "samples.npz"
             for old in (*results, *(f"{name}.png" for name in PICTURES)):
                 (self.out / old).unlink(missing_ok=True)
             (self.out / "config.yaml").write_text(self.config)

@@ -52,6 +52,8 @@ class Comparison:
         for name, evaluation in self.evaluations.items():
             if not evaluation.density:
                 lines.append(f"{name}: {GREY}")
+            if "neg_log_prob" in self.terms and (bad := evaluation.rows_not_to_be_trusted):
+                lines.append(f"warning: {name}: k̂ does not vouch for log p of {bad} of {rows} rows: take more samples")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,6 +70,7 @@ class Comparison:
                     )
                     for term in self.terms
                 }
+                | {"rows_not_to_be_trusted": evaluation.rows_not_to_be_trusted}
                 for name, evaluation in self.evaluations.items()
             }
         )

@@ -21,6 +21,7 @@ from ..objectives import elbo_terms
 from ..parts import check_positive
 from .likelihood import LogLikelihood, log_likelihood
 from .measuring import GREY, mean_and_error, measuring, named, plain
+from .pareto import good_below
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -43,17 +44,24 @@ class Evaluation:
         samples: of z for log p(x | y).
         density: whether p(x | z, y) is one.
         likelihood: the log-likelihoods with their diagnostics, where the model has them.
+        pareto_k: (N,), k̂ of these, which is known of an evaluation read from a file, too.
     """
 
     values: Mapping[str, Tensor]
     samples: int
     density: bool = True
     likelihood: LogLikelihood | None = None
+    pareto_k: Tensor | None = None
 
     @property
     def rows(self) -> int:
         """How many there were."""
         return len(next(iter(self.values.values())))
+
+    @property
+    def rows_not_to_be_trusted(self) -> int | None:
+        """How many have a log p(x | y) that k̂ does not vouch for; None where k̂ is not known."""
+        return None if self.pareto_k is None else int((~(self.pareto_k < good_below(self.samples))).sum())
 
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
@@ -143,4 +151,4 @@ def evaluate(
     }
     if found.bits is not None:
         values["bits_per_dim"] = -found.bits * found.values
-    return Evaluation(values, samples, density, found)
+    return Evaluation(values, samples, density, found, found.pareto_k)

@@ -58,6 +58,8 @@ class Batches:
         if self.loader is None:
             self.x, self.divisor = _compact(self.x.to(vae._beta))
         self.y, self.mask = (None if rows is None else rows.to(device) for rows in (self.y, self.mask))
+        if observe:
+            self._check_range()
 
     def _unpack(self, batch: Any, from_dataset: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         x, y, mask = (*batch, None, None)[:3] if isinstance(batch, Sequence) else (batch, None, None)
@@ -68,15 +70,22 @@ class Batches:
             x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
-                "expected x, (x, y), (x, y, mask), a Split, a Dataset or a DataLoader that gives one of these, got "
-                f"{type(batch).__name__}: {error}"
+                "expected x, (x, y), (x, y, mask), a Split (of a data set, pass data.train), a Dataset or a DataLoader "
+                f"that gives one of these, got {type(batch).__name__}: {error}"
             ) from error
         if not x.dim():
             raise ShapeError("x: expected (N, *x_shape), got a number")
         mask = self.vae._mask(x, mask)
         # What is not seen may be NaN, and need not be kept.
         x = x if mask is None else torch.where(mask, x, torch.zeros_like(x))
-        return x, y if y is None or self.vae.per_row(y) else y.expand(len(x), *y.shape), mask
+        if y is not None and not self.vae.per_row(y):
+            if tuple(y.shape) != (shape := tuple(getattr(self.vae.condition, "y_shape", ()))):
+                raise ShapeError(
+                    f"y: expected (N, {', '.join(map(str, shape))}), got {tuple(y.shape)}: pass y[:, None] for one "
+                    "number a row"
+                )
+            y = y.expand(len(x), *shape)
+        return x, y, mask
 
     def _check(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
         if mask is not None:
@@ -97,6 +106,27 @@ class Batches:
         expected = getattr(self.vae.likelihood, "x_shape", None)
         if expected is not None and tuple(x.shape[1:]) != tuple(expected):
             raise ShapeError(f"x: expected (N, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
+
+    def _check_range(self) -> None:
+        """Warn of rows that every part takes, and of which a model built for others learns next to nothing."""
+        x, found = self._values(self.x), []
+        parts: Any = self.vae.encoder.modules() if isinstance(self.vae.encoder, nn.Module) else ()
+        said = [part for part in parts if all(hasattr(part, name) for name in ("x_shape", "shift", "scale"))]
+        # Of rows that are standardised it is about 1.
+        if said and (units := (x - said[0].shift) / said[0].scale).square().mean() > 5**2:
+            found.append(
+                f"x reaches {units.abs().max():.3g} in units of the encoder's range: build the model with "
+                "range=data.range"
+            )
+        levels, largest = getattr(self.vae.likelihood, "levels", None), x.max().item()
+        # The first batch of a loader need not have the largest count.
+        if self.loader is None and isinstance(levels, int) and levels - 1 > 4 * max(1, largest):
+            found.append(
+                f"x reaches {largest:g} of the likelihood's {levels - 1}: build the model with levels={largest:g}, if "
+                "no pixel can have more"
+            )
+        if found:
+            warnings.warn("; ".join(found), stacklevel=4)
 
     @property
     def steps(self) -> int:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from . import presets
+from .devices import find_device
 from .errors import CheckpointError, PartError, PplVaeError
 from .model import VAE
 
@@ -168,21 +169,23 @@ def load(
     path: str | Path,
     into: VAE | None = None,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     allow_nonfinite: bool = False,
 ) -> VAE:
     """Load a model that :func:`save` saved.
 
     Arguments:
-        path: the folder.
+        path: the folder, or the path that :func:`save` returned.
         into: a model built as the saved one was, to receive the weights; needed where a part is a function, a module of
             yours or anything else without a name. It is returned, and is unchanged if anything is wrong. It keeps its
             own β, which is a setting and no weight.
-        device: where a rebuilt model goes. It is in ``eval()`` mode.
+        device: where the model goes; by default ``into`` stays where it is, and one that is rebuilt, which is in
+            ``eval()`` mode, is on the CPU.
         allow_nonfinite: load weights that hold NaN or infinity.
 
     Raises:
         CheckpointError: for a missing or damaged file, or weights that do not fit; all that do not are listed.
+        ConfigError: for a device that is not here.
 
     Example:
         >>> import tempfile
@@ -193,6 +196,10 @@ def load(
         >>> all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters()))
         True
     """
+    if device is not None:
+        device = find_device(device)
+    path = Path(path)
+    path = path.parent if path.name == "model.json" else path
     tensors, info = read(path, "model")
     bad = [] if allow_nonfinite else [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
@@ -211,11 +218,11 @@ def load(
         try:
             # No random number of the caller's is spent on weights that are replaced at once.
             with torch.random.fork_rng(devices=[]):
-                vae = presets.build(info["config"]).to(dtype).to(device).eval()
+                vae = presets.build(info["config"]).to(dtype).eval()
         except _NONSENSE as error:
             raise CheckpointError(f"{path}: the configuration in model.json builds no model: {error}") from error
     fill(vae, tensors, str(path))
-    return vae
+    return vae if device is None else vae.to(device)
 
 
 def fill(vae: VAE, tensors: Mapping[str, Tensor], where: str) -> None:

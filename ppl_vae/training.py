@@ -78,24 +78,28 @@ def fit(
     seed: int | None = 0,
     checkpoint: str | Path | None = None,
     resume: str | Path | None = None,
-    callbacks: Sequence[Callable[[VAE, History], Any]] = (),
+    callbacks: Callable[[VAE, History], Any] | Sequence[Callable[[VAE, History], Any]] = (),
     progress: bool = True,
 ) -> History:
     """Train a model; return its history.
 
     Calling it again continues from the parameters reached, with a fresh optimiser. The model comes back in ``eval()``
-    mode, on the device it was trained on, and leaves nothing in Pyro's param store.
+    mode, on the device it was trained on, and leaves nothing in Pyro's param store. So it does when training is
+    interrupted (Ctrl-C), with its last weights; the best under ``patience`` are then in ``checkpoint`` alone.
 
     Arguments:
         vae: the model.
         train: x (N, *x_shape); a tuple (x, y), or (x, y, mask) with True where a pixel is seen; a
             :class:`~ppl_vae.data.Split` or another ``Dataset``, whose labels are used if the model has a condition; or
-            a ``DataLoader``, which then sets the batches.
-        valid: likewise; its −ELBO is measured after every epoch, with the same noise every time.
+            a ``DataLoader``, which then sets the batches. A ``Dataset`` is read into memory once, before training: one
+            that draws its rows anew goes into a ``DataLoader``.
+        valid: likewise, and never y, which stands beside x in ``fit(vae, (x, y))``; its −ELBO is measured after every
+            epoch, with the same noise every time.
         epochs: how many, in all: a resumed run counts those it had.
         batch_size: rows a step; all rows where there are fewer.
         lr: the learning rate, or a function of the epoch (from 1) that is positive in the first.
-        optim: a class of ``torch.optim``, called with all parameters and ``lr=``.
+        optim: a class of ``torch.optim``, called with all parameters and ``lr=``; with more options it is
+            ``functools.partial(torch.optim.AdamW, weight_decay=0.01)``.
         clip: the largest norm of the whole gradient, if any.
         objective: a Pyro ELBO; ``Trace_ELBO()`` by default.
         beta: the weight of the KL, or a function of the epoch such as ``objectives.warmup(20)``; None leaves the
@@ -107,11 +111,12 @@ def fit(
         precision: "32", or "bf16-mixed" for matrix products in bfloat16.
         device: "auto" is CUDA where there is one, else the CPU.
         seed: of every random number in training, whatever the caller's generators, which are left as they were; None
-            uses those.
+            uses those. The first weights are drawn when the model is built: ``torch.manual_seed`` before that.
         checkpoint: a folder to write the state of training to after every epoch.
         resume: such a folder to continue from, bit for bit where ``epochs``, ``lr`` and ``beta`` are what they were and
             the data are tensors; it is also written to unless ``checkpoint`` names another.
-        callbacks: each called as ``callback(vae, history)`` after every epoch; one that returns True ends training.
+        callbacks: one or several, called as ``callback(vae, history)`` after every epoch; one that returns True ends
+            training.
         progress: show a bar.
 
     Raises:
@@ -136,6 +141,11 @@ def fit(
         raise PartError(
             f"optim: expected a class such as torch.optim.Adam, got {type(optim).__name__}: pass lr= beside"
         )
+    if isinstance(optim, functools.partial) and "lr" in optim.keywords:
+        raise ConfigError(
+            "optim: expected options other than lr, such as functools.partial(torch.optim.AdamW, weight_decay=0.01), "
+            f"got lr={optim.keywords['lr']}: pass lr= to fit"
+        )
     if clip is not None and not clip > 0:
         raise ConfigError(f"expected clip > 0, got {clip}")
     if patience is not None:
@@ -143,7 +153,10 @@ def fit(
         if valid is None:
             raise ConfigError("patience needs validation data: pass valid=")
     if objective is not None and not isinstance(objective, ELBO):
-        raise PartError(f"objective: expected a Pyro ELBO such as Trace_ELBO(), got {type(objective).__name__}")
+        kind = objective if isinstance(objective, type) else type(objective)
+        way_out = f" itself: call it, {kind.__name__}()" if kind is objective else ""
+        raise PartError(f"objective: expected a Pyro ELBO such as Trace_ELBO(), got {kind.__name__}{way_out}")
+    callbacks = [callbacks] if callable(callbacks) else callbacks
     device = find_device(device)
     vae.to(device)
     # A DataLoader spends random numbers when it is opened, and they are neither the caller's nor training's.
@@ -169,7 +182,8 @@ def fit(
             "objective_options": {k: repr(v) for k, v in vars(objective).items() if isinstance(v, bool | int | float)},
             "precision": precision,
             "data": batches.digest(),
-            "device": str(device),
+            # Its kind alone: one device goes by several names, cpu and cpu:0.
+            "device": device.type,
         }
     )
     steps = CapturedSVI(

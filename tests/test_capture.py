@@ -503,14 +503,14 @@ def test_fit_gives_the_same_history_whatever_the_backend(capture: Any, binarize:
 
 def test_fit_records_a_long_run_and_not_a_short_one() -> None:
     data = pv.data.load("digits").head(64)
-    cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, hidden=(4,))
+    cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, range=data.range, hidden=(4,))
     assert pv.fit(cvae, data.train, epochs=2, batch_size=8, progress=False).info["capture"] == "off"
     assert pv.fit(cvae, data.train, epochs=20, batch_size=8, progress=False).info["capture"] == "graph"
 
 
 def test_fit_finds_what_a_callback_changed() -> None:
     data = pv.data.load("digits").head(64)
-    cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, hidden=(4,))
+    cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, range=data.range, hidden=(4,))
 
     def narrow(vae: pv.VAE, history: pv.History) -> None:
         vae.encoder.clamp = (-14.0, -13.0)

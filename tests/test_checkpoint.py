@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import ppl_vae as pv
 from ppl_vae import checkpoint
 from ppl_vae.distributions import zuko
-from ppl_vae.errors import CheckpointError, PartError
+from ppl_vae.errors import CheckpointError, ConfigError, PartError
 from ppl_vae.networks import MLP, Conv
 
 IMAGE = (1, 8, 8)
@@ -112,6 +112,34 @@ def test_a_model_of_named_parts_comes_back_bit_for_bit(name: str, dtype: torch.d
         drawn = model.reconstruct(x, y) if vae.prior is None else model.sample(4, y)
         results.append((drawn, model.reconstruct(x, y)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_the_path_that_save_returns_is_one_to_load(tmp_path: Path) -> None:
+    vae = MODELS["vae"]()
+    path = pv.save(vae, tmp_path / "run")
+    assert same(weights(pv.load(path)), weights(vae))
+    assert pv.load(str(path), into=MODELS["vae"]()).name != vae.name
+
+
+@pytest.mark.parametrize("device", ["cud", "cuda:99"])
+def test_a_device_that_is_not_here_is_not_the_files_fault(device: str, saved: Path) -> None:
+    with pytest.raises(ConfigError, match=f"device: .*'{device}'"):
+        pv.load(saved, device=device)
+    with pytest.raises(ConfigError, match="device"):
+        pv.load(saved, pv.load(saved), device=device)
+    assert pv.load(saved, device="auto")._beta.device.type in ("cpu", "cuda")
+
+
+def test_into_goes_to_a_device_that_is_asked_for_and_stays_otherwise(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[Any] = []
+    into = pv.load(saved)
+    monkeypatch.setattr(into, "to", lambda device: moved.append(device) or into)
+    assert pv.load(saved, into) is into
+    assert moved == []
+    assert pv.load(saved, into, device="cpu") is into
+    assert moved == [torch.device("cpu")]
 
 
 def test_a_loaded_model_is_its_own(saved: Path) -> None:
@@ -350,8 +378,9 @@ def test_deleted_weights_a_missing_folder_and_a_file_for_a_folder_are_refused(sa
         pv.load(saved)
     with pytest.raises(CheckpointError, match="expected a saved model"):
         pv.load(saved / "nowhere")
+    (saved / "a file").touch()
     with pytest.raises(CheckpointError, match="expected a saved model"):
-        pv.load(saved / "model.json")
+        pv.load(saved / "a file")
 
 
 def test_a_newer_format_names_both(saved: Path) -> None:

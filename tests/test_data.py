@@ -471,7 +471,9 @@ def test_data_that_are_no_data_are_refused(x, message):
 def test_values_that_are_not_finite_are_located(bad):
     x = torch.zeros(5, 1, 3, 6)
     x[3, 0, 2, 5] = x[4, 0, 0, 0] = bad
-    message = rf"got 2 values that are not, the first {bad} at row 3, pixel \(0, 2, 5\): .* pass a mask"
+    message = (
+        rf"got 2 values that are not, the first {bad} at row 3, pixel \(0, 2, 5\): .* pass a mask, True where seen"
+    )
     with pytest.raises(DataError, match="expected finite batch, " + message):
         data.check_finite(x, "batch")
     with pytest.raises(DataError, match="expected finite x of test, " + message):
@@ -485,6 +487,8 @@ def test_values_that_are_not_finite_are_located(bad):
     [
         (torch.zeros(3), ShapeError, r"expected y of shape \(4,\), a label for each row of x, got \(3,\)"),
         (torch.eye(4), ShapeError, r"got \(4, 4\): turn one-hot rows into labels with y.argmax\(1\)"),
+        (torch.rand(4), LabelError, r"real y: fit\(vae, \(x, y\)\)"),
+        (torch.zeros(4, 1), ShapeError, r"real y.*: fit\(vae, \(x, y\)\)"),
         (torch.tensor([0, 1, -1, 0]), LabelError, "whole numbers from 0, got -1 in row 2"),
         (np.array([0, 1, 1, 0.5]), LabelError, "got 0.5 in row 3"),
         (np.array([0, np.nan, 1, 0]), LabelError, "got nan in row 1"),

@@ -525,6 +525,71 @@ def test_parts_that_are_none_are_refused():
         VAE(part.prior, part.likelihood, part.encoder, condition=lambda y: 3).sample(1, y=0)
 
 
+class Contextless(nn.Module):
+    def forward(self, x):
+        return dist.Normal(x.flatten(1)[:, :LATENT], 1.0).to_event(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "message"),
+    [
+        ("likelihood", "Bernoulli", r"likelihood: .*got str: names are for pv\.vae\(\.\.\.\) and pv\.cvae\(\.\.\.\)"),
+        ("prior", priors.Standard, r"prior: .*the class Standard itself: call it, Standard\(\.\.\.\)"),
+        ("condition", OneHot, r"condition: .*the class OneHot itself: call it, OneHot\(\.\.\.\)"),
+        ("encoder", Contextless(), r"encoder: .*called with its context, encoder\(x, c\), got Contextless\(x\)"),
+        ("likelihood", lambda z: None, r"likelihood: .*likelihood\(z, c\), got <lambda>\(z\)"),
+        ("prior", lambda: None, r"prior: .*prior\(c\), got <lambda>\(\)"),
+    ],
+)
+def test_parts_that_do_not_keep_the_one_rule_are_named(kind, part, message):
+    parts = {"prior": vae().prior, "likelihood": vae().likelihood, "encoder": vae().encoder}
+    with pytest.raises(PartError, match=message):
+        VAE(**parts | {kind: part})
+
+
+def test_a_type_error_within_a_part_is_its_own():
+    def likelihood(z, c):
+        return len(3)
+
+    with pytest.raises(TypeError, match=r"^object of type 'int' has no len\(\)$"):
+        VAE(vae().prior, likelihood, vae().encoder).decode(torch.zeros(N, LATENT))
+
+
+def test_what_a_part_returns_is_refused_under_its_name():
+    part = vae()
+    for kind in ("prior", "likelihood", "encoder"):
+        parts = {"prior": part.prior, "likelihood": part.likelihood, "encoder": part.encoder}
+        with pytest.raises(PartError, match=rf"^{kind}: .*got .*tuple"):
+            loss(VAE(**parts | {kind: lambda *inputs: (torch.zeros(N, LATENT), 1.0)}), binary())
+
+
+@pytest.mark.parametrize("rows", [N, LATENT])
+def test_an_encoder_or_a_likelihood_without_its_event_dimensions_says_so(rows):
+    # With as many rows as features the plate would not notice.
+    model = VAE(vae().prior, vae().likelihood, lambda x, c: dist.Normal(x.new_zeros(len(x), LATENT), 1.0))
+    for ask in (loss, VAE.embed):
+        with pytest.raises(PartError, match=r"encoder: .*Normal.*\.to_event\(1\)"):
+            ask(model, binary(rows))
+    pixels = VAE(vae().prior, lambda z, c: dist.Normal(z.new_zeros(len(z), *IMAGE), 1.0), vae().encoder)
+    with pytest.raises(ShapeError, match=r"\.to_event\(3\)"):
+        loss(pixels, binary(rows))
+
+
+@pytest.mark.parametrize("ask", [pv.evaluate, VAE.embed, VAE.check, VAE.log_prob])
+def test_a_split_is_no_tensor(ask):
+    data = pv.data.from_tensors(binary(40), torch.arange(40) % 3)
+    for rows in (data.test, data):
+        with pytest.raises(
+            DataError, match=r"expected a tensor, got (Split|Data): .*data\.test\.x \(and data\.test\.y\)"
+        ):
+            ask(vae(), rows)
+
+
+def test_a_schedule_is_no_beta():
+    with pytest.raises(ConfigError, match=r"a schedule goes to fit\(beta=\.\.\.\)"):
+        vae(beta=pv.objectives.warmup(3))
+
+
 def test_a_learned_condition_is_trained_and_cast():
     condition = nn.Embedding(3, 4)
     model = VAE(

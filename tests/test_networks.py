@@ -127,6 +127,35 @@ def test_a_body_that_is_neither_class_nor_module_is_refused(wrong):
         Network((4,), (6,), network=wrong)
 
 
+class Otherwise(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+
+
+@pytest.mark.parametrize("wrong", [Otherwise, nn.Linear, functools.partial(MLP, width=3)])
+def test_a_class_that_is_called_otherwise_is_told_how(wrong):
+    with pytest.raises(PartError, match=r"called with \(in_shape, out_shape, context, hidden\), got (Oth|Lin|part)"):
+        Network((4,), (6,), network=wrong)
+
+
+def test_an_error_of_a_bodys_own_is_not_taken_for_its_signature():
+    with pytest.raises(PartError, match=r"^activation: "):
+        Network((4,), (6,), network=functools.partial(MLP, activation=3))
+
+
+def test_a_module_that_starts_with_a_convolution():
+    body = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 6))
+    assert Network((1, 8, 8), (6,), network=body)(torch.zeros(5, 3, 1, 8, 8)).shape == (5, 3, 6)
+
+
+def test_one_hidden_layer_needs_no_list():
+    assert [p.shape for p in Network((4,), (6,), hidden=8).parameters()] == [
+        p.shape for p in Network((4,), (6,), hidden=(8,)).parameters()
+    ]
+    with pytest.raises(ConfigError, match="hidden"):
+        Network((4,), (6,), hidden=True)
+
+
 @pytest.mark.parametrize("hidden", [(0,), (8, -1), (2.5,), ("8",), (True,)])
 def test_hidden_widths_are_positive_whole_numbers(hidden):
     with pytest.raises(ConfigError, match="hidden"):

@@ -128,6 +128,15 @@ def test_rows_fill_row_by_row():
     assert canvas(figure).shape == (4 * (H + 1) - 1, 2 * (W + 1) - 1, 3)
 
 
+def test_a_plain_batch_of_grey_images_is_nearly_a_square():
+    assert numbers(plots.grid(numbered(6, shape=(1, H, W))), 6) == [[0, 1, 2], [3, 4, 5]]
+    assert canvas(plots.grid(numbered(16, 1))).shape == (4 * (H + 1) - 1, 4 * (W + 1) - 1, 3)
+    # With a label a row it is rows of one, as it is where they are asked for.
+    column = [[0], [1], [2], [3]]
+    assert numbers(plots.grid(numbered(4, 1), row_labels="abcd"), 4) == column
+    assert numbers(plots.grid(numbered(4, 1), rows=4), 4) == column
+
+
 def test_vrange_is_exact():
     image = torch.tensor([[-2.0, -1.0, 0.0], [1.0, 3.0, 9.0]])[None, None]
     shown = canvas(plots.grid(image, vrange=(-1, 3)))[..., 0]

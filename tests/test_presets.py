@@ -64,6 +64,13 @@ def test_hidden_and_network_go_to_likelihood_and_encoder_alone():
     assert vae.prior.network.body[0].out_features == 400
 
 
+def test_one_hidden_layer_needs_no_list_and_comes_back():
+    vae = pv.vae(IMAGE, 3, hidden=7)
+    for made in (vae, presets.build(presets.to_dict(vae))):
+        for part in (made.likelihood, made.encoder):
+            assert part.network.body[0].out_features == 7
+
+
 def test_a_parts_own_option_wins_over_the_shared_one():
     vae = pv.vae(IMAGE, 3, hidden=(7,), encoder={"name": "Gaussian", "hidden": [5]})
     assert vae.encoder.network.body[0].out_features == 5
@@ -267,7 +274,7 @@ def test_a_broken_wrapper_is_a_typed_error(spec):
         {"features": -3},
         {"features": 2.5},
         {"hidden": (0,)},
-        {"hidden": 8},
+        {"hidden": 2.5},
         {"beta": -1},
         {"prior": {"name": "Fixed", "distribution": "Laplace", "lc": 0.0}},
         {"prior": {"name": "NSF", "bins": "a"}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import json
 import math
@@ -26,7 +27,7 @@ import ppl_vae as pv
 from ppl_vae.batches import Batches
 from ppl_vae.capture import CapturedSVI
 from ppl_vae.data import Split
-from ppl_vae.errors import CheckpointError, ConfigError, DataError, LabelError, NonFiniteError, PartError
+from ppl_vae.errors import CheckpointError, ConfigError, DataError, LabelError, NonFiniteError, PartError, ShapeError
 from ppl_vae.objectives import Analytic, warmup
 
 N, D = 20, 6
@@ -277,7 +278,10 @@ def test_any_class_of_optimiser_works(optim: Any) -> None:
     [
         ({"optim": pyro.optim.Adam({"lr": 1e-3})}, PartError, "torch.optim.Adam"),
         ({"optim": torch.optim.LBFGS}, ConfigError, "LBFGS"),
-        ({"objective": Trace_ELBO}, PartError, "Trace_ELBO"),
+        ({"optim": functools.partial(torch.optim.AdamW, lr=3e-2)}, ConfigError, r"lr=0\.03: pass lr= to fit"),
+        ({"objective": Trace_ELBO}, PartError, r"got Trace_ELBO itself: call it, Trace_ELBO\(\)"),
+        ({"objective": pv.objectives.IWAE}, PartError, r"call it, IWAE\(\)"),
+        ({"objective": 3}, PartError, "got int$"),
         ({"lr": "fast"}, ConfigError, "lr"),
         ({"lr": True}, ConfigError, "lr"),
         ({"lr": lambda epoch: -1.0}, ConfigError, "lr"),
@@ -297,6 +301,12 @@ def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], error:
         run(vae, binary(), **options)
     assert same(before, weights(vae))
     assert not list(pyro.get_param_store())
+
+
+@pytest.mark.parametrize("epochs", [0.5, -1, True])
+def test_a_warm_up_takes_whole_epochs(epochs: Any) -> None:
+    with pytest.raises(ConfigError, match="epochs"):
+        warmup(epochs)
 
 
 def test_a_schedule_that_turns_nan_stops_training_before_it_does_harm() -> None:
@@ -467,6 +477,33 @@ def test_callbacks_see_every_epoch_and_only_true_stops() -> None:
     history = run(a_vae(), binary(), epochs=9, callbacks=[callback, lambda vae, history: last.append(len(history))])
     assert seen == last == [1, 2, 3]
     assert len(history) == 3
+
+
+def test_one_callback_needs_no_list() -> None:
+    seen: list[int] = []
+    run(a_vae(), binary(), callbacks=lambda vae, history: seen.append(len(history)))
+    assert seen == [1, 2]
+
+
+def test_an_interruption_leaves_the_last_weights_and_the_best_in_the_checkpoint(tmp_path: Path) -> None:
+    kept: list[dict[str, Tensor]] = []
+
+    def callback(vae: pv.VAE, history: pv.History) -> None:
+        kept.append(weights(vae))
+        if len(history) == 3:
+            raise KeyboardInterrupt
+
+    vae, x = a_vae(), binary()
+    options: dict[str, Any] = {"lr": lambda epoch: 1e-3 if epoch < 3 else 5.0, "patience": 1, "valid": binary()}
+    with pytest.raises(KeyboardInterrupt):
+        run(vae, x, epochs=9, checkpoint=tmp_path, callbacks=callback, **options)
+    assert same(weights(vae), kept[-1])
+    assert not vae.training
+    assert not list(pyro.get_param_store())
+    history = run(vae, x, epochs=9, resume=tmp_path, **options)
+    values = history.column("valid_neg_elbo")
+    assert len(history) == 3
+    assert same(weights(vae), kept[values.index(min(values))])
 
 
 def test_a_callback_that_raises_leaves_the_store_clean() -> None:
@@ -756,6 +793,12 @@ def test_resuming_another_run_is_refused(options: dict[str, Any], named: str, tm
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == files
 
 
+def test_a_device_has_several_names(tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+    run(vae, x, checkpoint=tmp_path, device="cpu")
+    assert len(run(vae, x, epochs=3, resume=tmp_path, device="cpu:0")) == 3
+
+
 def test_resuming_on_other_data_or_another_model_is_refused(tmp_path: Path) -> None:
     x, y = binary(), torch.arange(N) % 3
     run(a_cvae(), (x, y), checkpoint=tmp_path)
@@ -802,11 +845,11 @@ def with_pseudo_inputs(components: int) -> pv.VAE:
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_pseudo_inputs_start_from_as_many_batches_as_they_need(shuffle: bool) -> None:
-    x = torch.arange(20.0).unsqueeze(-1).expand(20, 4)
+    x = torch.arange(20.0).unsqueeze(-1).expand(20, 4) / 32
     vae = with_pseudo_inputs(11)
     batches = Batches(vae, DataLoader(TensorDataset(x), 4, shuffle=shuffle), 4, torch.device("cpu"))
     batches.start()
-    rows = vae.prior.pseudo_inputs[:, 0].tolist()
+    rows = (32 * vae.prior.pseudo_inputs[:, 0]).tolist()
     assert len(set(rows)) == 11
     assert set(rows) <= set(range(20 if shuffle else 12))
     assert sum(len(row[0]) for row in batches.in_order()) == 20
@@ -1003,3 +1046,67 @@ def test_bytes_and_floats_train_to_the_same_numbers(monkeypatch: pytest.MonkeyPa
         history = pv.fit(vae, x, epochs=3, batch_size=16, capture="graph", progress=False)
         losses.append(history.column("loss"))
     assert losses[0] == losses[1]
+
+
+# What trains, and to nothing
+
+
+def only_warning(vae: pv.VAE, train: Any) -> str:
+    with pytest.warns(UserWarning, match="x reaches") as caught:
+        run(vae, train, valid=train)
+    assert [warning.filename for warning in caught] == [__file__]
+    return str(caught[0].message)
+
+
+FAR = 50 + 25 * torch.linspace(-1.7, 3.0, N * D).reshape(N, D)
+COUNTS = torch.arange(N * D).reshape(N, D)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "x", "reach"),
+    [("Gaussian", FAR, "125"), ("NegativeBinomial", COUNTS, "119")],
+    ids=["real", "counts"],
+)
+def test_rows_far_from_the_encoders_range_are_a_warning(likelihood: str, x: Tensor, reach: str) -> None:
+    expected = f"x reaches {reach} in units of the encoder's range: build the model with range=data.range"
+    vae = a_vae(likelihood=likelihood)
+    assert only_warning(vae, x) == expected
+    assert only_warning(vae, DataLoader(TensorDataset(x), N)) == expected
+    within = pv.VAE(vae.prior, vae.likelihood, pv.Unconditional(vae.encoder))
+    assert only_warning(within, x) == expected
+    # None is a warning: the range that was asked for, rows that are standardised, one pixel that lies far out, or an
+    # encoder of the user's own, which may standardise by itself.
+    run(a_vae(likelihood=likelihood, range=(0.0, 125.0)), x)
+    run(pv.VAE(vae.prior, vae.likelihood, lambda x, c: vae.encoder(x / 125, c)), x)
+    run(a_vae(likelihood="Gaussian"), 3 * torch.randn(N, D).clamp(-3, 3))
+
+
+def test_levels_that_no_row_comes_near_are_a_warning() -> None:
+    x = COUNTS % 17
+    message = only_warning(a_vae(likelihood="Binomial", range=(0, 16)), x)
+    assert message.startswith("x reaches 16 of the likelihood's 255: build the model with levels=16")
+    assert "range=data.range; x reaches 16 of" in only_warning(a_vae(likelihood="Binomial"), x)
+    run(a_vae(likelihood="Binomial", levels=16, range=(0, 16)), x)
+    run(a_vae(likelihood="Binomial", levels=60, range=(0, 16)), x)
+    run(a_vae(), torch.zeros(N, D))
+
+
+# y that stands elsewhere, or in another shape
+
+
+def test_y_in_the_place_of_validation_data_is_told_where_it_goes() -> None:
+    with pytest.raises(LabelError, match=r"fit\(vae, \(x, y\)\)"):
+        run(a_cvae(), binary(), torch.arange(N) % 3)
+
+
+def test_a_whole_data_set_is_told_its_split() -> None:
+    with pytest.raises(DataError, match=r"data\.train.*got Data"):
+        run(a_vae(), pv.data.from_tensors(binary()))
+
+
+def test_a_y_without_its_dimension_is_refused_as_it_came() -> None:
+    vae = a_vae(condition={"name": "Continuous", "features": 1})
+    with pytest.raises(ShapeError, match=rf"y: expected \(N, 1\), got \({N},\): pass y\[:, None\]"):
+        run(vae, (binary(), torch.rand(N)))
+    # One y for all rows is as it was.
+    run(vae, (binary(), torch.rand(1)))

@@ -43,7 +43,7 @@ def _labels(y: Any) -> Tensor:
         row = int(fit.argmin())
         raise LabelError(
             f"expected labels to be whole numbers from 0, got {labels.flat[row]} in row {row}: "
-            "number the classes with numpy.unique(y, return_inverse=True)[1]"
+            "number the classes with numpy.unique(y, return_inverse=True)[1]; real y: fit(vae, (x, y))"
         )
     return torch.from_numpy(labels.astype(np.int64))
 

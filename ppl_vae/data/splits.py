@@ -50,7 +50,7 @@ class Split(torch.utils.data.Dataset[tuple[Tensor, ...]]):
         if self.y is not None and tuple(self.y.shape) != shape[:1]:
             raise ShapeError(
                 f"expected y of shape {shape[:1]}, a label for each row of x, got {tuple(self.y.shape)}: "
-                "turn one-hot rows into labels with y.argmax(1)"
+                "turn one-hot rows into labels with y.argmax(1); real y, without a Split: fit(vae, (x, y))"
             )
 
     def __len__(self) -> int:
@@ -155,6 +155,6 @@ def check_finite(x: Tensor, what: str = "x") -> None:
     row, *pixel = (int(i) for i in np.unravel_index(int(finite.flatten().int().argmin()), x.shape))
     raise DataError(
         f"expected finite {what}, got {bad} {values} not, the first {x[(row, *pixel)].item()} at row {row}, "
-        f"pixel {tuple(pixel)}: leave such rows out, or where pixels are missing put any finite value in and "
-        "pass a mask"
+        f"pixel {tuple(pixel)}: leave such rows out, or where pixels are missing pass a mask, True where seen: "
+        "fit(vae, (x, y, mask))"
     )

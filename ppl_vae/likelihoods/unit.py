@@ -66,10 +66,12 @@ class Bernoulli(Likelihood):
     def _check_support(self, x: Tensor) -> None:
         low, high = x.min().item(), x.max().item()
         if low < 0 or high > 1:
-            hint = ": divide x by 255 (scale='unit')" if x.dtype == torch.uint8 or high > 1 else ""
+            grey_levels = low >= 0 and high <= 255 and bool((x == x.round()).all())
+            hint = "divide x by 255 (scale='unit'), and " if grey_levels else ""
+            real = "" if grey_levels else ", or for real numbers take likelihood='Gaussian' with range="
             raise DataError(
-                f"Bernoulli: expected x in {'[0, 1]' if self.grey else '{0, 1}'}, got {low:g} … {high:g}{hint}, and "
-                f"binarise it (binarize='threshold', 'static' or 'dynamic'), or use Binomial for counts"
+                f"Bernoulli: expected x in {'[0, 1]' if self.grey else '{0, 1}'}, got {low:g} … {high:g}: {hint}"
+                f"binarise it (binarize='threshold', 'static' or 'dynamic'), or use Binomial for counts{real}"
             )
         if not self.grey and not ((x == 0) | (x == 1)).all():
             raise DataError(

@@ -1,18 +1,66 @@
-r"""What the programs check while they run: that there are rows, and that the guide's z is one of the prior's.
+r"""What a model checks: its parts when it is made; while its programs run, that there are rows, and a z of the prior's.
 
 .. math:: z \sim q(z \mid x, y) \implies p(z \mid y) > 0
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import torch
 from pyro.poutine.util import is_validation_enabled
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..distributions import as_pyro
 from ..errors import DataError, PartError, ShapeError
 
-__all__ = ["check_data", "check_pair", "check_rows"]
+__all__ = ["as_tensor", "check_data", "check_pair", "check_part", "check_rows", "given_by"]
+
+
+def check_part(kind: str, part: Any, *inputs: str) -> None:
+    """Raise unless a part can be called, and with inputs such as these, of which the context is the last."""
+    name = getattr(part, "__name__", type(part).__name__)
+    if isinstance(part, type):
+        raise PartError(f"{kind}: expected a part, got the class {name} itself: call it, {name}(...)")
+    # Pyro's distributions can be called, and draw.
+    if isinstance(part, torch.distributions.Distribution):
+        raise PartError(
+            f"{kind}: expected something that returns a distribution, got the {name} itself: pass a function that "
+            "returns it, or priors.Fixed(...)"
+        )
+    if not callable(part):
+        way_out = ": names are for pv.vae(...) and pv.cvae(...)" if isinstance(part, str) else ""
+        raise PartError(f"{kind}: expected something to call, got {name}{way_out}")
+    try:
+        signature = inspect.signature(part.forward if isinstance(part, nn.Module) else part)
+    except (TypeError, ValueError):
+        return  # Not everything that can be called says how.
+    try:
+        signature.bind(*inputs)
+    except TypeError as error:
+        raise PartError(
+            f"{kind}: expected a part that is called with its context, {kind}({', '.join(inputs)}), got "
+            f"{name}{signature}: {error}"
+        ) from error
+
+
+def given_by(kind: str, returned: Any) -> Any:
+    """Return what a part gave as a Pyro distribution."""
+    try:
+        return as_pyro(returned)
+    except PartError as error:
+        raise PartError(f"{kind}: {error}") from error
+
+
+def as_tensor(x: Any) -> Tensor:
+    """Return x as a tensor; a Split or a whole data set is none."""
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"x: expected a tensor, got {type(x).__name__}: pass rows, such as data.test.x (and data.test.y)"
+        ) from error
 
 
 def check_rows(x: Tensor) -> None:

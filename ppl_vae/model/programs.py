@@ -26,7 +26,7 @@ from ..data import check_finite
 from ..devices import cuda_devices
 from ..distributions import as_pyro, inside, is_point, spheres, zuko
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, PplVaeError, ShapeError
-from .checks import check_data, check_pair, check_rows
+from .checks import as_tensor, check_data, check_pair, check_part, check_rows, given_by
 
 __all__ = ["NO_PRIOR", "Programs"]
 
@@ -68,19 +68,12 @@ class Programs(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        for kind, part in [("prior", prior), ("likelihood", likelihood), ("encoder", encoder)]:
-            # Pyro's distributions can be called, and draw.
-            if isinstance(part, torch.distributions.Distribution):
-                raise PartError(
-                    f"{kind}: expected something that returns a distribution, got the {type(part).__name__} itself: "
-                    "pass a function that returns it, or priors.Fixed(...)"
-                )
-        for kind, part in [("likelihood", likelihood), ("encoder", encoder)]:
-            if not callable(part):
-                raise PartError(f"{kind}: expected something that returns a distribution, got {type(part).__name__}")
-        for kind, optional in [("prior", prior), ("condition", condition)]:
-            if optional is not None and not callable(optional):
-                raise PartError(f"{kind}: expected something to call or None, got {type(optional).__name__}")
+        check_part("likelihood", likelihood, "z", "c")
+        check_part("encoder", encoder, "x", "c")
+        if prior is not None:
+            check_part("prior", prior, "c")
+        if condition is not None:
+            check_part("condition", condition, "y")
         if prior is None and getattr(encoder, "features", None) is None:
             raise PartError("prior=None: expected an encoder with `features`, the number of latent features")
         self.prior, self.likelihood, self.encoder, self.condition = prior, likelihood, encoder, condition
@@ -134,6 +127,8 @@ class Programs(nn.Module):
 
     @beta.setter
     def beta(self, beta: float) -> None:
+        if callable(beta):
+            raise ConfigError("beta: expected a number, got a function of the epoch: a schedule goes to fit(beta=...)")
         if not 0 <= beta <= torch.finfo(self._beta.dtype).max:
             raise ConfigError(f"expected 0 ≤ β < ∞, got {beta}")
         self._beta.fill_(beta)
@@ -174,7 +169,7 @@ class Programs(nn.Module):
                 prior = self._prior(c)
                 z = pyro.sample("z", prior)
             check_pair(z, prior)
-            p, x = self._observed(as_pyro(self.likelihood(z, c)), x, mask)
+            p, x = self._observed(given_by("likelihood", self.likelihood(z, c)), x, mask)
             check_data(self.likelihood, x)
             return pyro.sample("x", p, obs=x)
 
@@ -222,7 +217,7 @@ class Programs(nn.Module):
 
     def _posterior(self, x: Tensor, c: Tensor | None, mask: Tensor | None) -> Any:
         """Return q(z | x, y), once it goes with the prior."""
-        q = as_pyro(self.encoder(self._given(x, mask), c))
+        q = self._encoded(self._given(x, mask), c)
         if self.prior is None and not is_point(q):
             raise PartError(
                 f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
@@ -234,6 +229,15 @@ class Programs(nn.Module):
             raise PartError(
                 f"encoder: {type(q).__name__} draws points on a sphere, where a prior over all of space has no mass: "
                 "take priors.Sphere (in a Chain, at the same place)"
+            )
+        return q
+
+    def _encoded(self, x: Tensor | None, c: Tensor | None) -> Any:
+        q = given_by("encoder", self.encoder(x, c))
+        if not q.event_shape:
+            raise PartError(
+                f"encoder: expected a distribution over all of z, (latent,), got a {type(q).__name__} over one number "
+                "at a time: end it in .to_event(1)"
             )
         return q
 
@@ -250,7 +254,8 @@ class Programs(nn.Module):
         """The likelihood and what it observes, where some pixels may be unseen."""
         # Without this, an x that lacks its batch dimension would broadcast, and be counted once a row.
         if x is not None and x.shape[1:] != p.event_shape:
-            raise ShapeError(f"x: expected (N, {', '.join(map(str, p.event_shape))}), got {tuple(x.shape)}")
+            way_out = "" if p.event_shape else f": end the likelihood in .to_event({x.dim() - 1})"
+            raise ShapeError(f"x: expected (N, {', '.join(map(str, p.event_shape))}), got {tuple(x.shape)}{way_out}")
         if x is None or mask is None:
             return p, x
         p = _only_seen(p, mask)
@@ -264,14 +269,14 @@ class Programs(nn.Module):
             return _NoPrior(dist.constraints.real_vector, (), (self.encoder.features,))  # type: ignore
         tried = id(self.prior), None if c is None else c.shape[-1]
         if self._tried == tried or not is_validation_enabled():
-            return as_pyro(self.prior(c))
+            return given_by("prior", self.prior(c))
         # Once for a width of the context, or for none: a zuko flow finds out only when it is asked for a density, and
         # then says no more than that two matrices do not fit.
         modes = [(module, module.training) for module in self.modules()]
         super().eval()
         try:
             with poutine.block(), torch.no_grad(), torch.random.fork_rng(cuda_devices(self._beta.device)):
-                p = as_pyro(self.prior(c))
+                p = given_by("prior", self.prior(c))
                 p.log_prob(self._beta.new_zeros(p.shape()))
         except PplVaeError:
             raise
@@ -291,7 +296,7 @@ class Programs(nn.Module):
             for module, mode in modes:
                 module.training = mode
         self._tried = tried
-        return as_pyro(self.prior(c))
+        return given_by("prior", self.prior(c))
 
     def _register(self) -> None:
         """Make the parameters known to Pyro, as ``pyro.module`` would, but never as another model's."""
@@ -327,7 +332,7 @@ class Programs(nn.Module):
 
     def _tensor(self, x: Any) -> Tensor | None:
         """X in the model's dtype and on its device: integers and float64 are cast."""
-        return None if x is None else torch.as_tensor(x).to(self._beta)
+        return None if x is None else as_tensor(x).to(self._beta)
 
     @staticmethod
     def _mask(x: Tensor | None, mask: Any) -> Tensor | None:
@@ -348,7 +353,10 @@ class Programs(nn.Module):
                 )
             return None
         if y is None:
-            raise LabelError("this model is conditional: pass y, one for every row of x (an integer label, say)")
+            raise LabelError(
+                "this model is conditional: pass y, one for every row of x (an integer label, say); to fit, "
+                "the two as one, fit(vae, (x, y))"
+            )
         y = torch.as_tensor(y, device=self._beta.device)
         c = self.condition(y.to(self._beta.dtype) if y.is_floating_point() else y)
         if not isinstance(c, Tensor) or c.dim() == 0:
@@ -372,7 +380,7 @@ class Programs(nn.Module):
             ShapeError: if x has another shape than the likelihood's.
             LabelError: if y is missing, unwanted, of another length, or out of range.
         """
-        x = torch.as_tensor(x)
+        x = as_tensor(x)
         if not len(x):
             raise DataError("expected at least one row of data, got none")
         (getattr(self.likelihood, "check", None) or check_finite)(x)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..distributions import as_pyro, is_point, transport
 from ..errors import ConfigError, NoDensityError
 from ..parts import Unconditional, check_positive
+from .checks import given_by
 from .programs import NO_PRIOR, Programs
 
 __all__ = ["VAE", "Proposal"]
@@ -45,8 +46,8 @@ class VAE(Programs):
             gets another, so that two models never train each other's parameters.
 
     Raises:
-        PartError: if a part cannot be called.
-        ConfigError: if β is negative or not finite, or a living model has the explicit name already.
+        PartError: if a part cannot be called, or not with its context.
+        ConfigError: if β is no number, negative or not finite, or a living model has the explicit name already.
 
     Example:
         >>> cvae = VAE(
@@ -61,11 +62,11 @@ class VAE(Programs):
 
     def encode(self, x: Any, y: Any = None) -> Any:
         """Return q(z | x, y), a distribution over (latent,), for x (*, *x_shape)."""
-        return as_pyro(self.encoder(self._tensor(x), self._context(y)))
+        return self._encoded(self._tensor(x), self._context(y))
 
     def decode(self, z: Any, y: Any = None) -> Any:
         """Return p(x | z, y), a distribution over x_shape, for z (*, latent)."""
-        return as_pyro(self.likelihood(self._tensor(z), self._context(y)))
+        return given_by("likelihood", self.likelihood(self._tensor(z), self._context(y)))
 
     def prior_given(self, y: Any = None) -> Any:
         """Return p(z | y), a distribution over (latent,) with the batch shape of y.
@@ -158,7 +159,7 @@ class VAE(Programs):
         if contexts[0] is not None and contexts[1] is not None:
             first, last = (c.expand(*ends[0].shape[:-1], -1) for c in contexts if c is not None)
             c = torch.lerp(first, last, t)
-        return as_pyro(self.likelihood(z, c)).mean
+        return given_by("likelihood", self.likelihood(z, c)).mean
 
     @torch.no_grad()
     def impute(self, x: Any, y: Any = None, *, mask: Any, n: int = 1, candidates: int = 100) -> Tensor:

@@ -30,14 +30,16 @@ class Network(nn.Module):
         in_shape: the shape of one input; ``()`` for a network of the context alone, which is called with ``a=None``.
         out_shape: the shape of one output.
         context: the number of context features.
-        hidden: the widths of the hidden layers.
-        network: None for an :class:`MLP`; a class such as :class:`Conv` (or ``functools.partial`` of one); or a module
-            that maps the joined input (N, in + context) to the raw parameters (N, out).
+        hidden: the widths of the hidden layers, or of the one there is.
+        network: None for an :class:`MLP`; a class such as :class:`Conv` (or ``functools.partial`` of one), called as
+            ``network(in_shape, out_shape, context, hidden)``; or a module that maps the joined input (N, in + context)
+            to the raw parameters (N, out). One that starts with a ``Conv2d`` begins with ``nn.Unflatten(1, (1, 8, 8))``
+            where x has that shape and there is no context.
 
     Raises:
         ShapeError: if the body's output has another size than the raw parameters need. It is run once, on zeros, when
             this is made, not in the middle of training.
-        PartError: if ``network`` is neither a class nor a module.
+        PartError: if ``network`` is neither a class nor a module, or a class that is called otherwise.
 
     Example:
         >>> encoder = Network((1, 28, 28), (40,), context=10)
@@ -50,7 +52,7 @@ class Network(nn.Module):
         in_shape: Sequence[int],
         out_shape: Sequence[int],
         context: int = 0,
-        hidden: Sequence[int] = (400,),
+        hidden: Sequence[int] | int = (400,),
         network: Body | None = None,
     ) -> None:
         super().__init__()
@@ -60,7 +62,17 @@ class Network(nn.Module):
         if isinstance(network, nn.Module):
             self.body = network
         elif network is None or callable(network):
-            self.body = (network or MLP)(self.in_shape, self.out_shape, context, tuple(hidden))
+            network, widths = network or MLP, (hidden,) if isinstance(hidden, int) else tuple(hidden)
+            try:
+                self.body = network(self.in_shape, self.out_shape, context, widths)
+            except TypeError as error:
+                if isinstance(error, PartError):
+                    raise
+                name = getattr(network, "__name__", type(network).__name__)
+                raise PartError(
+                    "network: expected a module, or a class that is called with (in_shape, out_shape, context, "
+                    f"hidden), got {name}; it failed with: {error}"
+                ) from error
         else:
             raise PartError(f"network: expected None, a class or a module, got {network!r}")
         self._dry_run()

@@ -21,6 +21,13 @@ def warmup(epochs: int, beta: float = 1.0) -> Callable[[int], float]:
 
     .. math:: \beta_{\text{epoch}} = \beta \min(1, \text{epoch} / \text{epochs})
 
+    Arguments:
+        epochs: how many; 0 for none, β from the first.
+        beta: what it rises to.
+
+    Raises:
+        ConfigError: for a number of epochs that makes no sense.
+
     Reference:
         Ladder Variational Autoencoders (Sønderby et al., 2016)
 
@@ -28,6 +35,8 @@ def warmup(epochs: int, beta: float = 1.0) -> Callable[[int], float]:
         >>> [warmup(4)(epoch) for epoch in (1, 2, 4, 9)]
         [0.25, 0.5, 1.0, 1.0]
     """
+    if epochs != 0:
+        check_positive(epochs=epochs)
     return lambda epoch: beta * min(1.0, epoch / epochs) if epochs else beta
 
 

@@ -30,7 +30,8 @@ def grid(
 
     Arguments:
         images: `(R, C, *x_shape)`; with `rows`, `(N, *x_shape)` to be filled in row by row.
-        rows: The number of rows for a plain batch. The last ones may stay partly empty.
+        rows: The number of rows for a plain batch. The last ones may stay partly empty. `(N, 1, H, W)` without labels
+            is a plain batch too, and nearly square by default.
         row_labels: R names, left of the rows.
         column_labels: C names, above the columns.
 
@@ -43,6 +44,8 @@ def grid(
         >>> figure.axes[0].images[0].get_array().shape
         (17, 26, 3)
     """
+    if rows is None and images.ndim == 4 and images.shape[1] == 1 and row_labels is column_labels is None:
+        rows = math.isqrt(len(images)) or 1
     if rows is None:
         tiles = paint(images, 2, vrange, "images (R, C, *x_shape)")
     elif rows < 1:

@@ -54,7 +54,7 @@ def vae(
     encoder: Spec = "Gaussian",
     condition: Spec | None = None,
     context: int | None = None,
-    hidden: Sequence[int] | None = None,
+    hidden: Sequence[int] | int | None = None,
     network: Any = None,
     range: tuple[float, float] = (0.0, 1.0),
     levels: int | None = None,

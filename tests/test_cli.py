@@ -257,6 +257,29 @@ def test_compare_refuses_what_cannot_be_compared(trained: Path, tmp_path: Path, 
         assert error.count("\n") == 1
 
 
+def test_every_option_of_fit_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is typed, and then stands in config.yaml, is what was done."""
+    given: dict[str, Any] = {}
+
+    def fit(*args: Any, **kwargs: Any) -> pv.History:
+        given.update(kwargs)
+        return pv.fit(*args, **kwargs)
+
+    monkeypatch.setattr(sys.modules["ppl_vae.cli.train"], "fit", fit)
+    words = {
+        "capture": "off",
+        "precision": "bf16-mixed",
+        "clip": "5.0",
+        "patience": "3",
+        "batch_size": "9",
+        "seed": "4",
+    }
+    train(tmp_path / "run", *(word for name, value in words.items() for word in (f"--{name}", value)))
+    assert {name: str(given[name]) for name in words} == words
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert {name: str(config[name]) for name in words} == words
+
+
 def test_a_failed_audit_exits_with_1(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """A KL that weighs too much in the programs: the table says where, one line says that it failed."""
     monkeypatch.setattr(pv.VAE, "_kl_weight", lambda self: poutine.scale(scale=1.5))

@@ -42,6 +42,9 @@ UNTYPABLE |= {"jit_options", "retain_graph", "tail_adaptive_beta"}
 # What signatures cannot say in words: a class given by its name.
 BY_NAME: dict[str, Any] = {"network": str | dict, "distribution": str, "args": list[float]}
 BY_NAME |= {"flow": str | dict, "first": str | dict, "second": str | dict}
+# Of what fit takes, what a word cannot say as it is; all else is an option of the same name.
+_ASIDE = {"vae", "train", "valid", "lr", "optim", "objective", "beta", "checkpoint", "resume", "callbacks", "progress"}
+_OF_FIT = [name for name in inspect.signature(fit).parameters if name not in _ASIDE]
 
 
 def train(words: list[str]) -> None:
@@ -79,7 +82,8 @@ def train(words: list[str]) -> None:
             vae,
             source.train,
             source.valid if len(source.valid) else None,
-            **{key: options[key] for key in ("epochs", "batch_size", "lr", "clip", "patience", "device", "seed")},
+            lr=options.lr,
+            **{name: options[name] for name in _OF_FIT},
             objective=objective,
             beta=warmup(options.warmup, options.beta) if options.warmup else None,
             checkpoint=out,
@@ -170,19 +174,7 @@ def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
     parser.add_argument("--warmup", type=int, default=0, help="epochs over which β rises to its value")
     parser.add_argument("--start_from_data", action="store_true", help="start the likelihood at the mean of the data")
     parser.add_argument("--lr", type=float, default=1e-3, help="the learning rate")
-    by_hand: set[str | int] = {
-        "vae",
-        "train",
-        "valid",
-        "lr",
-        "optim",
-        "objective",
-        "beta",
-        "checkpoint",
-        "resume",
-        "callbacks",
-    }
-    parser.add_function_arguments(fit, as_group=False, skip={*by_hand, "progress"})
+    parser.add_function_arguments(fit, as_group=False, skip={*_ASIDE})
     return parser
 
 

@@ -71,7 +71,8 @@ def write(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], info: Ma
         _replace(folder / f"{stem}.json", text.encode())
     except OSError as error:
         raise CheckpointError(f"{folder}: expected a folder to write to: {error.strerror or error}") from error
-    for old in folder.glob(f"{stem}-*.safetensors"):
+    # Ours alone: somebody may keep a model-best.safetensors here.
+    for old in folder.glob(f"{stem}-{16 * '[0-9a-f]'}.safetensors"):
         if old.name != weights:
             with contextlib.suppress(FileNotFoundError):
                 old.unlink()

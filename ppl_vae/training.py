@@ -179,7 +179,12 @@ def fit(
             "optim": getattr(optim, "__name__", repr(optim)),
             "clip": clip,
             "objective": type(objective).__name__,
-            "objective_options": {k: repr(v) for k, v in vars(objective).items() if isinstance(v, bool | int | float)},
+            # Pyro writes what it guessed of the plates into the objective, which changes no result.
+            "objective_options": {
+                k: repr(v)
+                for k, v in vars(objective).items()
+                if isinstance(v, bool | int | float) and k != "max_plate_nesting"
+            },
             "precision": precision,
             "data": batches.digest(),
             # Its kind alone: one device goes by several names, cpu and cpu:0.

@@ -569,3 +569,13 @@ def test_named_bodies_are_the_classes_they_were(tmp_path: Path) -> None:
     assert isinstance(again.encoder.network.body, Conv)
     assert again.encoder.network.body.small == (3, 2, 2)
     assert not isinstance(again.likelihood.network.body, MLP)
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path):
+    theirs = tmp_path / "model-best.safetensors"
+    theirs.write_bytes(b"theirs")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        pv.save(pv.vae((4,), 2), tmp_path)
+    assert theirs.read_bytes() == b"theirs"
+    assert len([*tmp_path.glob("model-*.safetensors")]) == 2

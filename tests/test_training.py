@@ -1110,3 +1110,14 @@ def test_a_y_without_its_dimension_is_refused_as_it_came() -> None:
         run(vae, (binary(), torch.rand(N)))
     # One y for all rows is as it was.
     run(vae, (binary(), torch.rand(1)))
+
+
+def test_what_pyro_guesses_of_plates_is_no_setting(tmp_path: Path) -> None:
+    """One objective for a run and for its continuation, into which Pyro has written in between."""
+    objective, x = Trace_ELBO(num_particles=2, vectorize_particles=True), torch.rand(16, 4).round()
+    torch.manual_seed(0)
+    vae = pv.vae((4,), 2, hidden=(4,))
+    assert objective.max_plate_nesting == math.inf
+    pv.fit(vae, x, epochs=1, objective=objective, checkpoint=tmp_path, progress=False)
+    assert objective.max_plate_nesting < math.inf
+    assert len(pv.fit(vae, x, epochs=2, objective=objective, resume=tmp_path, progress=False)) == 2

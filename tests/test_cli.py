@@ -280,6 +280,12 @@ def test_every_option_of_fit_reaches_it(tmp_path: Path, monkeypatch: pytest.Monk
     assert {name: str(config[name]) for name in words} == words
 
 
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    program = f"{sys.executable} -m ppl_vae --help"
+    done = subprocess.run(["bash", "-c", f"{program} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_a_failed_audit_exits_with_1(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """A KL that weighs too much in the programs: the table says where, one line says that it failed."""
     monkeypatch.setattr(pv.VAE, "_kl_weight", lambda self: poutine.scale(scale=1.5))

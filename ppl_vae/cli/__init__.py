@@ -16,6 +16,7 @@ it. A run is a folder: ``config.yaml``, ``metrics.jsonl``, the model, ``evaluati
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ppl_vae {__version__}")
         else:
             presets.lookup(COMMANDS, words[0], "command")(words[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads has read enough (| head); what Python would still flush at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (PplVaeError, argparse.ArgumentError, OSError) as error:
         print(f"ppl-vae: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, AuditFailed) else 2

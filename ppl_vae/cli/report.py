@@ -50,7 +50,17 @@ __all__ = [
     "xy",
 ]
 
-PICTURES = ("history", "reconstructions", "latents", "samples", "prior", "styles", "manifold", "likelihood")
+PICTURES = (
+    "history",
+    "reconstructions",
+    "latents",
+    "samples",
+    "prior",
+    "styles",
+    "manifold",
+    "likelihood",
+    "calibration",
+)
 # What a part of an evaluation does not say itself.
 HEADINGS = {
     "quality": "the samples, as a classifier of the training data sees them",

@@ -62,12 +62,16 @@ class Batches:
             self._check_range()
 
     def _unpack(self, batch: Any, from_dataset: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        x, y, mask = (*batch, None, None)[:3] if isinstance(batch, Sequence) else (batch, None, None)
+        given = tuple(batch) if isinstance(batch, Sequence) else (batch,)
+        if not 1 <= len(given) <= 3:
+            raise DataError(f"expected x, (x, y) or (x, y, mask), got {len(given)} things: a list is no array of rows")
+        x, y, mask = (*given, None, None)[:3]
         if from_dataset and self.vae.condition is None:
             # A data set carries labels by nature; a model that has no y does not look at them.
             y = None
         try:
-            x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+            # Rows are given, and none of what made them is trained.
+            x, y = torch.as_tensor(x).detach(), None if y is None else torch.as_tensor(y).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
                 "expected x, (x, y), (x, y, mask), a Split (of a data set, pass data.train), a Dataset or a DataLoader "
@@ -224,7 +228,7 @@ class Batches:
                 # The same bytes may be other rows: of grey levels 0 … 255 and 0 … 1, or of images of another shape.
                 divisor = self.divisor if name == "x" else None
                 sha.update(repr((name, str(tensor.dtype), tuple(tensor.shape), divisor)).encode())
-                sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+                sha.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
 

@@ -18,9 +18,9 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from .data import check_finite
-from .errors import ConfigError, LabelError, ShapeError
+from .errors import ConfigError, LabelError, ShapeError, check_positive
 from .networks import Body, Network
-from .parts import Part, check_positive
+from .parts import Part
 
 __all__ = ["Continuous", "Image", "OneHot", "OneHots"]
 

@@ -7,6 +7,7 @@ catches the built-in keeps working, and ``except PplVaeError`` catches only what
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Collection
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PartError",
     "PplVaeError",
     "ShapeError",
+    "check_positive",
     "known",
 ]
 
@@ -84,3 +86,16 @@ def known(what: str, value: object, options: Collection[str], other: str = "") -
     hint = f"; did you mean {plain[close[0]]!r}?" if close else ""
     listed = ", ".join(sorted(options)) + (f" or {other}" if other else "")
     raise ConfigError(f"{what}: expected one of {listed}, got {value!r}{hint}")
+
+
+def check_positive(**sizes: object) -> None:
+    """Raise a :class:`ConfigError` unless every named size is a whole number of at least one.
+
+    Example:
+        >>> check_positive(samples=0)
+        Traceback (most recent call last):
+        ppl_vae.errors.ConfigError: expected samples to be a whole number ≥ 1, got 0
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
+            raise ConfigError(f"expected {name} to be a whole number ≥ 1, got {size!r}")

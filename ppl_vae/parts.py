@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from . import distributions
 from .data import check_finite
-from .errors import ConfigError, PartError, ShapeError
+from .errors import PartError, ShapeError
 
-__all__ = ["Chain", "Part", "Unconditional", "check_context", "check_positive"]
+__all__ = ["Chain", "Part", "Unconditional", "check_context"]
 
 
 class Part(nn.Module):
@@ -95,7 +95,9 @@ class Unconditional(Part):
 
     def start_from(self, x: Tensor) -> None:
         """Hand data to the wrapped likelihood, which sets its output's bias from them."""
-        self.part.start_from(x)  # type: ignore[attr-defined]
+        if (start := getattr(self.part, "start_from", None)) is None:
+            raise PartError(f"start_from: expected a part that starts from data, got {type(self.part).__name__}")
+        start(x)
 
     def check(self, x: Tensor) -> None:
         """Hand data to the wrapped likelihood's ``check``; without one, refuse NaN and infinity."""
@@ -249,10 +251,3 @@ def check_context(part: object, c: Tensor | None, context: int) -> None:
         )
     elif c.shape[-1] != context:
         raise ShapeError(f"{name}: expected a context (*, {context}), got {tuple(c.shape)}")
-
-
-def check_positive(**sizes: int) -> None:
-    """Raise a ConfigError unless every named size is a whole number of at least one."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigError(f"expected {name} to be a whole number ≥ 1, got {size!r}")

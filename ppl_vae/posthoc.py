@@ -53,11 +53,18 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     if isinstance(prior, str | Mapping):
         sizes = [getattr(of, "features", None) for of in (vae.encoder, vae.likelihood, vae.prior)]
         shared = {"features": next((size for size in sizes if isinstance(size, int)), None)}
-        shared["context"] = getattr(vae.condition, "context", getattr(vae.encoder, "context", 0))
+        shared["context"] = 0 if vae.condition is None else _context(vae)
+        if shared["context"] is None and not (isinstance(prior, Mapping) and "context" in prior):
+            raise ConfigError(
+                "prior: expected a condition that says how many features it gives (`context`), got "
+                f"{getattr(vae.condition, '__name__', type(vae.condition).__name__)}: pass "
+                "{'name': ..., 'context': n}, with 0 to ignore y"
+            )
         shared["classes"] = vae.condition.classes if isinstance(vae.condition, OneHot) else None
         shared = {key: value for key, value in shared.items() if value is not None}
         spec = presets.complete("prior", prior, **shared)
         part = presets.make("prior", spec, conditional=vae.condition is not None, encoder=vae.encoder)
+        part.to(vae._beta)
     if part is vae.prior:
         raise PartError("prior: expected a new one, got the model's own: pass its name, or a copy")
     new = VAE(part, vae.likelihood, vae.encoder, vae.condition)
@@ -78,3 +85,9 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
             parameter.requires_grad_(True)
     new.beta = vae.beta
     return new
+
+
+def _context(vae: VAE) -> int | None:
+    """How many features c has, where the condition or a part that is given it says so."""
+    parts = (vae.condition, vae.encoder, vae.likelihood, vae.prior)
+    return next((size for part in parts if isinstance(size := getattr(part, "context", None), int) and size), None)

@@ -20,9 +20,9 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from .distributions import NormalMixture, SphericalUniform, as_pyro, is_point
-from .errors import ConfigError, LabelError, PartError, ShapeError
+from .errors import ConfigError, LabelError, PartError, ShapeError, check_positive
 from .networks import Body, Network
-from .parts import Chain, Part, Unconditional, check_context, check_positive
+from .parts import Chain, Part, Unconditional, check_context
 
 __all__ = ["Chain", "Fixed", "Gaussian", "Mixture", "Sphere", "Standard", "Unconditional", "Vamp"]
 

@@ -27,6 +27,7 @@ from .distributions import as_pyro
 from .errors import ConfigError, DataError, LabelError, PartError, ShapeError
 from .model import VAE
 from .model.checks import check_data, check_pair, check_rows
+from .model.masking import given, observed
 
 __all__ = ["SemiSupervised"]
 
@@ -112,7 +113,7 @@ class SemiSupervised(VAE):
                     prior = self._prior(c)
                     z = pyro.sample("z", prior, infer={"weights": weights})
                 check_pair(z, prior)
-                p, x = self._observed(as_pyro(self.likelihood(z, c)), x, mask)
+                p, x = observed(as_pyro(self.likelihood(z, c)), x, mask)
                 check_data(self.likelihood, x)
                 return pyro.sample("x", p, obs=x, infer={"weights": weights})
 
@@ -150,7 +151,7 @@ class SemiSupervised(VAE):
         """The weight of every label in every row, (labels, N); log q(y | x), likewise; and y (N,), −1 where missing."""
         self._register()
         check_rows(x)
-        log_q = self.classify(self._given(x, mask, self.classifier)).logits.movedim(-1, 0)
+        log_q = self.classify(given(self.classifier, x, mask)).logits.movedim(-1, 0)
         y = torch.full((len(x),), -1) if y is None else torch.as_tensor(y)
         if y.is_floating_point() or y.dim() > 1 or (y.dim() and len(y) not in (1, len(x))):
             raise LabelError(

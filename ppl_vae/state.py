@@ -8,7 +8,7 @@ for bit, the one that was not interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,20 @@ def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: 
     checkpoint.write(folder, "training", tensors, info | {"best": None if best is None else best[0]})
 
 
+def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
+    """What of the settings now was another then, each as precisely as it has a name."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        # The run as a whole may have had settings that are none now; a part of it not.
+        for key in now if not name else dict.fromkeys([*then, *now]):
+            yield from _differences(f"{name}.{key}".lstrip("."), then.get(key), now.get(key))
+    elif then != now:
+        yield f"{name}: {then!r} then, {now!r} now"
+
+
 def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> Any:
     """Take up a stored state; return the best model so far."""
     tensors, info = checkpoint.read(folder, "training")
-    old, new = info.get("settings", {}), history.info
-    other = [f"{k}: {old.get(k)!r} then, {new[k]!r} now" for k in new if old.get(k) != new[k]]
-    if other:
+    if other := list(_differences("", info.get("settings", {}), history.info)):
         raise CheckpointError(f"{folder}: expected to resume the same run, got another {'; '.join(other)}")
     part: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "rng": {}, "optim": {}}
     try:

@@ -25,13 +25,13 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import presets
 from .batches import Batches
 from .capture import Backend, CapturedSVI, Watch
 from .devices import cuda_devices, find_device, seed_all, seeded
-from .errors import ConfigError, NonFiniteError, PartError
+from .errors import ConfigError, DataError, NonFiniteError, PartError, check_positive
 from .model import VAE
 from .objectives import Trace_ELBO, elbo_terms
-from .parts import check_positive
 from .state import restore, set_weights, store, weights
 
 __all__ = ["History", "fit"]
@@ -62,8 +62,8 @@ class History(list[dict[str, Any]]):
 def fit(
     vae: VAE,
     train: Any,
-    valid: Any = None,
     *,
+    valid: Any = None,
     epochs: int = 100,
     batch_size: int = 128,
     lr: Schedule = 1e-3,
@@ -93,8 +93,7 @@ def fit(
             :class:`~ppl_vae.data.Split` or another ``Dataset``, whose labels are used if the model has a condition; or
             a ``DataLoader``, which then sets the batches. A ``Dataset`` is read into memory once, before training: one
             that draws its rows anew goes into a ``DataLoader``.
-        valid: likewise, and never y, which stands beside x in ``fit(vae, (x, y))``; its −ELBO is measured after every
-            epoch, with the same noise every time.
+        valid: likewise; its −ELBO is measured after every epoch, with the same noise every time.
         epochs: how many, in all: a resumed run counts those it had.
         batch_size: rows a step; all rows where there are fewer.
         lr: the learning rate, or a function of the epoch (from 1) that is positive in the first.
@@ -134,6 +133,8 @@ def fit(
         True
     """
     check_positive(epochs=epochs, batch_size=batch_size)
+    # Numbers of numpy's are no numbers to JSON.
+    epochs, batch_size, seed = int(epochs), int(batch_size), None if seed is None else int(seed)
     lr_at, beta_at = _schedule("lr", lr), None if beta is None else _schedule("beta", beta)
     if not lr_at(1) > 0:
         raise ConfigError(f"expected lr > 0, got {lr_at(1)}")
@@ -189,8 +190,11 @@ def fit(
             "data": batches.digest(),
             # Its kind alone: one device goes by several names, cpu and cpu:0.
             "device": device.type,
+            "model": _described(vae),
         }
     )
+    if beta is None:
+        history.info["beta"] = vae.beta
     steps = CapturedSVI(
         vae.model,
         vae.guide,
@@ -209,11 +213,15 @@ def fit(
 
     with seeded(seed, device), _quiet():
         try:
-            for inputs in batches.shapes():
-                vae.train()
-                steps.meet(*inputs)
+            shapes = batches.shapes()
+            _meet(vae, steps, shapes)
             if resume is not None:
                 best = restore(resume, vae, steps, history)
+                if patience is not None and best is None and any("valid_neg_elbo" in row for row in history):
+                    raise ConfigError(
+                        f"patience: {resume} was written without it and kept only the last model, not the best: resume "
+                        "without patience, or train anew with it"
+                    )
             bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress, dynamic_ncols=True)
             with bar:
                 for epoch in range(len(history) + 1, epochs + 1):
@@ -224,6 +232,9 @@ def fit(
                     if (begin := getattr(objective, "begin_epoch", None)) is not None:
                         begin(epoch)
                     steps.optim.set_lr(rate := lr_at(epoch))
+                    # A program that β or the objective has changed is another; met here, it begins with a replay
+                    # whether or not the run was interrupted.
+                    _meet(vae, steps, shapes)
                     row = {"epoch": epoch, **_epoch(vae, steps, batches), "beta": vae.beta, "lr": rate}
                     if validation is not None:
                         row |= _validate(vae, validation, seed)
@@ -267,16 +278,34 @@ def _epochs_since_best(history: History) -> int:
     return len(measured) - 1 - measured.index(min(measured)) if measured else 0
 
 
+def _described(vae: VAE) -> dict[str, Any] | None:
+    """What the model is made of, but for β; None where a part has no name."""
+    try:
+        description = presets.to_dict(vae)
+    except PartError:
+        return None
+    del description["beta"]
+    return description
+
+
+def _meet(vae: VAE, steps: CapturedSVI, shapes: list[tuple[Any, ...]]) -> None:
+    vae.train()
+    for inputs in shapes:
+        steps.meet(*inputs)
+
+
 def _together(optim: Callable[..., torch.optim.Optimizer], lr: float, device: torch.device) -> Any:
     """The optimiser, fused where it can be; on CUDA so that a graph may hold its step, with a rate that can change."""
     options: dict[str, Any] = {"lr": lr}
+    chosen = optim.keywords.keys() if isinstance(optim, functools.partial) else set()
     try:
         accepted = inspect.signature(optim).parameters
     except (TypeError, ValueError):
         accepted = inspect.signature(lambda **kwargs: None).parameters
-    if "fused" in accepted:
+    # There is one implementation at a time, and the caller's choice comes first.
+    if "fused" in accepted and not chosen & {"fused", "foreach", "differentiable"}:
         options["fused"] = True
-    if "capturable" in accepted and device.type == "cuda":
+    if "capturable" in accepted and "capturable" not in chosen and device.type == "cuda":
         options |= {"capturable": True, "lr": torch.tensor(lr, device=device)}
     return functools.partial(optim, **options)
 
@@ -325,6 +354,8 @@ def _epoch(vae: VAE, steps: CapturedSVI, batches: Batches) -> dict[str, float]:
     for inputs in batches.shuffled():
         steps.step(*inputs)
         rows += len(inputs[0])
+    if not rows:
+        raise DataError("expected batches in every epoch, got a DataLoader with none left: it can be read only once")
     sums = steps.read()
     seconds = time.perf_counter() - started
     vae.eval()
@@ -346,9 +377,6 @@ def _validate(vae: VAE, batches: Batches, seed: int | None) -> dict[str, float]:
             f"not is {row}. Look at the range of valid beside that of train"
         )
     return {"valid_neg_elbo": reconstruction + kl, "valid_reconstruction": reconstruction, "valid_kl": kl}
-
-
-# Random numbers and surroundings
 
 
 @contextmanager

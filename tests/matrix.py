@@ -34,7 +34,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 import ppl_vae as pv
 from ppl_vae import presets
 from ppl_vae.capture import CapturedSVI, CaptureWarning
-from ppl_vae.capture.guard import Terms
+from ppl_vae.capture.guard import Sizes
 from ppl_vae.errors import PplVaeError
 
 LATENT, IMAGE, LABELS, N = 3, (1, 6, 5), 3, 8
@@ -223,10 +223,10 @@ def captured_equals_stock(cell: Cell) -> None:
         svi = make(vae.model, vae.guide, pyro.optim.SGD({"lr": 1e-4}), cell.elbo(), **options)
         torch.manual_seed(4)
         losses.append([float(svi.step(*cell.data())) for _ in range(5)])
-    with Terms() as terms:
+    with Sizes() as sizes:
         Trace_ELBO().loss(vae.model, vae.guide, *cell.data())
     for stock, captured in zip(*losses, strict=True):
-        if abs(stock - captured) > 1e-6 * max(1.0, abs(stock), terms.size):
+        if abs(stock - captured) > 1e-6 * max(1.0, abs(stock), sizes.size):
             raise AssertionError(f"{cell}: a captured step gives {captured}, the stock one {stock}")
 
 

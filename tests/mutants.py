@@ -66,15 +66,15 @@ MUTANTS = [
     ),
     Mutant(
         "unseen pixels count",
-        "model/programs.py",
+        "model/masking.py",
         "p = _only_seen(p, mask)",
         "_only_seen(p, mask)",
         "test_model.py::test_the_masked_likelihood_is_the_sum_over_seen_pixels",
     ),
     Mutant(
         "the encoder is shown what is unseen",
-        "model/programs.py",
-        "x = _seen(x, mask)\n        return torch.cat",
+        "model/masking.py",
+        "x = _filled(x, mask)\n    return torch.cat",
         "return torch.cat",
         "test_model.py::test_unseen_values_reach_neither_loss_nor_gradients",
     ),

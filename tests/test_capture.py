@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI, CaptureWarning
-from ppl_vae.capture.guard import Terms
+from ppl_vae.capture.guard import Sizes
 from ppl_vae.capture.optimiser import Together
 from ppl_vae.capture.replay import Replay
 from ppl_vae.errors import CaptureError, ConfigError, NonFiniteError
@@ -495,7 +495,7 @@ def test_fit_gives_the_same_history_whatever_the_backend(capture: Any, binarize:
         torch.manual_seed(0)
         cvae = pv.cvae(data.x_shape, 3, 10, likelihood=likelihood, levels=data.levels, range=data.range, hidden=(8,))
         options: dict[str, Any] = {"epochs": 4, "batch_size": 32, "beta": pv.objectives.warmup(3), "clip": 100.0}
-        histories.append(pv.fit(cvae, data.train, data.valid, capture=backend, progress=False, **options))
+        histories.append(pv.fit(cvae, data.train, valid=data.valid, capture=backend, progress=False, **options))
     assert histories[1].info["capture"] == capture
     for name in ("loss", "neg_elbo", "reconstruction", "kl", "valid_neg_elbo"):
         assert histories[1].column(name) == pytest.approx(histories[0].column(name), rel=1e-5)
@@ -739,10 +739,10 @@ def test_terms_that_all_but_cancel_are_rounded_as_terms() -> None:
     svi = CapturedSVI(model, guide, Adam, Trace_ELBO(), backend="graph", check_every=1)
     for _ in range(50):
         svi.step(x)
-    with Terms() as terms:
+    with Sizes() as sizes:
         Trace_ELBO().loss(model, guide, x)
     # By hand: the log-densities of the program at one draw, all of them positive numbers.
     trace = pyro.poutine.trace(model).get_trace(x)
     trace.compute_log_prob()
     rows = trace.nodes["x"]["log_prob"].abs().sum().item()
-    assert terms.size == pytest.approx(rows, rel=0.05)
+    assert sizes.size == pytest.approx(rows, rel=0.05)

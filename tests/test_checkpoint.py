@@ -114,6 +114,25 @@ def test_a_model_of_named_parts_comes_back_bit_for_bit(name: str, dtype: torch.d
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        {"name": "StudentT", "sigma": 0.1, "df": 2.3},
+        {"name": "DiscretizedLogisticMixture", "levels": 4, "components": 3},
+    ],
+)
+def test_constants_are_as_precise_as_the_model(likelihood: dict[str, Any], tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        vae = pv.vae((4,), 2, likelihood=likelihood)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    pv.save(vae, tmp_path)
+    for other in (pv.load(tmp_path), copy.deepcopy(vae).float().double()):
+        for name, value in vae.likelihood.named_buffers():
+            assert torch.equal(dict(other.likelihood.named_buffers())[name], value)
+
+
 def test_the_path_that_save_returns_is_one_to_load(tmp_path: Path) -> None:
     vae = MODELS["vae"]()
     path = pv.save(vae, tmp_path / "run")

@@ -12,6 +12,7 @@ import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI
 from ppl_vae.distributions import zuko
 from ppl_vae.errors import ConfigError, DataError, NoDensityError, PartError, PplVaeError, ShapeError
+from ppl_vae.model.masking import given
 
 X, Y = torch.zeros(6, 4), torch.arange(6) % 3
 flows = zuko.flows
@@ -190,6 +191,19 @@ def test_a_prior_with_sites_of_its_own_is_tried_out_of_sight():
     assert set(poutine.trace(vae.model).get_trace(torch.ones(6, 4), Y).nodes) >= {"w", "z", "x"}
 
 
+def test_only_the_sphere_of_a_chain_is_gone_back_to():
+    encoder = on_spheres(at=(1,))
+    vae = pv.VAE(pv.priors.Standard(4), pv.likelihoods.Bernoulli((4,), 4), encoder)
+    vae.prior = pv.Chain(pv.priors.Standard(2), pv.priors.Sphere(2))
+    z = vae.embed(X, draws=3)
+    assert (z[:, 2:].norm(dim=-1) < 1).all()
+    torch.manual_seed(0)
+    z = vae.embed(X)
+    on = torch.cat([z[:, :2], torch.nn.functional.normalize(z[:, 2:], dim=-1)], -1)
+    torch.manual_seed(0)
+    torch.testing.assert_close(vae.reconstruct(X), vae.decode(on).mean)
+
+
 def test_a_point_beside_a_density_is_refused_and_two_points_are_one():
     parts = pv.encoders.Delta(1, (4,), 3), pv.encoders.Gaussian(1, (4,), 4)
     with pytest.raises(PartError, match="one of each"):
@@ -206,7 +220,7 @@ def test_a_chain_hands_the_mask_on():
     chain = pv.Chain(*(pv.encoders.Masked(half) for half in halves))
     vae = pv.VAE(pv.priors.Standard(2), pv.likelihoods.Bernoulli((1, 2, 2), 2), chain)
     x = torch.zeros(5, 1, 2, 2)
-    assert vae._given(x, x == 0).shape == (5, 2, 2, 2)
+    assert given(vae.encoder, x, x == 0).shape == (5, 2, 2, 2)
     lopsided = pv.Chain(pv.encoders.Masked(halves[0]), pv.encoders.Gaussian(1, (1, 2, 2), 1))
     with pytest.raises(PartError, match="both encoders to be Masked"):
         pv.VAE(vae.prior, vae.likelihood, lopsided).guide(x, mask=x == 0)

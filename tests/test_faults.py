@@ -42,7 +42,7 @@ def labels(rows: int = N) -> Tensor:
 
 
 def run(vae: pv.VAE, train: Any, valid: Any = None, **options: Any) -> pv.History:
-    return pv.fit(vae, train, valid, progress=False, **({"epochs": 2, "batch_size": 8} | options))
+    return pv.fit(vae, train, valid=valid, progress=False, **({"epochs": 2, "batch_size": 8} | options))
 
 
 def refused(vae: pv.VAE, train: Any, error: type[PplVaeError], *words: str, valid: Any = None, **options: Any) -> None:

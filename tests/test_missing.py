@@ -12,6 +12,7 @@ from torch.distributions import MultivariateNormal
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI
 from ppl_vae.errors import DataError, NoDensityError, PartError, ShapeError
+from ppl_vae.model.masking import given
 
 SEEN = torch.tensor([True, True, False, True, False, True, True, False])
 
@@ -116,12 +117,14 @@ def test_an_encoder_can_be_told_what_is_seen():
     y, mask = torch.tensor([1, 1]), torch.tensor([True, True, False, True]).reshape(1, 1, 2, 2).expand_as(x)
     assert vae.encoder.part.x_shape == (2, 2, 2)
     whole = vae.encode(x, y).mean
-    told = vae.encoder(vae._given(x, mask), vae._context(y)).mean
+    told = vae.encoder(given(vae.encoder, x, mask), vae._context(y)).mean
     # The pixel is zero, and unseen: an encoder that is not told cannot tell the two apart, and this one can.
     assert not torch.allclose(whole, told)
-    torch.testing.assert_close(whole, vae.encoder(vae._given(x, mask | True), vae._context(y)).mean)
+    torch.testing.assert_close(whole, vae.encoder(given(vae.encoder, x, mask | True), vae._context(y)).mean)
     plain = pv.vae((1, 2, 2), 2, condition=pv.OneHot(3))
-    torch.testing.assert_close(plain.encode(x, y).mean, plain.encoder(plain._given(x, mask), plain._context(y)).mean)
+    torch.testing.assert_close(
+        plain.encode(x, y).mean, plain.encoder(given(plain.encoder, x, mask), plain._context(y)).mean
+    )
 
 
 def test_what_is_not_seen_is_not_looked_at_by_an_encoder_that_is_told():

@@ -456,6 +456,13 @@ def test_apart_is_what_the_concatenation_gives_and_so_is_its_gradient(name, batc
         torch.testing.assert_close(apart, together, rtol=1e-10, atol=1e-12)
 
 
+def test_layers_between_are_given_rows_in_either_way():
+    network = Network((5,), (3,), 2, (8,))
+    network.body.insert(1, nn.BatchNorm1d(8))
+    z, c = torch.randn(7, 4, 5), torch.randn(4, 2)
+    torch.testing.assert_close(network(z, c), network(z, c.expand(7, -1, -1)))
+
+
 def test_equal_batch_shapes_take_the_bodys_own_way_bit_for_bit(monkeypatch):
     x, z, c = torch.randn(7, 1, 4, 3), torch.randn(7, 4), torch.randn(7, 3)
     down, up = Network((1, 4, 3), (5,), 3, (8,), SMALL), Network((4,), (1, 4, 3), 3, (8,), SMALL)

@@ -42,6 +42,26 @@ def test_a_conditional_prior_ends_at_the_moments_of_each_class():
         torch.testing.assert_close(p.scale.square(), variance, rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("prior", ["MAF", "Gaussian", {"name": "Mixture", "components": 3}], ids=str)
+def test_a_named_prior_has_the_precision_of_the_model(prior):
+    x, y = (torch.rand(20, 4, dtype=torch.float64) < 0.5).double(), torch.arange(20) % 3
+    new = pv.fit_prior(pv.cvae((4,), 2, 3).double(), (x, y), prior, epochs=1, progress=False)
+    assert {p.dtype for p in new.parameters()} == {torch.float64}
+    assert new.sample(2, y=1).dtype == torch.float64
+
+
+def test_a_condition_that_does_not_say_its_size_is_not_dropped():
+    one_hot = pv.OneHot(3)
+    encoder = pv.Unconditional(pv.encoders.Gaussian(2, (4,)))
+    likelihood = pv.Unconditional(pv.likelihoods.Bernoulli((4,), 2))
+    vae = pv.VAE(pv.priors.Standard(2), likelihood, encoder, condition=lambda y: one_hot(y))
+    data, options = ((torch.rand(20, 4) < 0.5).float(), torch.arange(20) % 3), {"epochs": 1, "progress": False}
+    with pytest.raises(ConfigError, match=r"'context': n"):
+        pv.fit_prior(vae, data, "Gaussian", **options)
+    assert pv.fit_prior(vae, data, {"name": "Gaussian", "context": 3}, **options).prior.context == 3
+    assert isinstance(pv.fit_prior(vae, data, {"name": "Gaussian", "context": 0}, **options).prior, pv.Unconditional)
+
+
 @pytest.mark.parametrize("prior", ["GMM", "MAF", {"name": "Gaussian"}], ids=str)
 def test_it_raises_the_elbo_and_leaves_the_rest_alone(prior):
     torch.manual_seed(0)

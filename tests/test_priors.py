@@ -318,9 +318,7 @@ def test_the_encoder_stays_shared(vae, pairs, tmp_path):
     assert torch.equal(other.prior_given(y).log_prob(z), vae.prior_given(y).log_prob(z))
     other.train()
     before = other.prior_given(y).log_prob(z)
-    pv.fit(other, x, None, epochs=1, batch_size=5, progress=False) if other.condition is None else pv.fit(
-        other, (x, y), epochs=1, batch_size=5, progress=False
-    )
+    pv.fit(other, x if other.condition is None else (x, y), epochs=1, batch_size=5, progress=False)
     assert all(of is encoder for of, encoder in pairs(other))
     assert not torch.equal(other.prior_given(y).log_prob(z), before)
 
@@ -380,6 +378,14 @@ def test_the_sphere_goes_with_the_power_spherical_encoder():
     assert math.isfinite(loss)
     torch.testing.assert_close(kl_divergence(q, vae.prior_given()), math.log(4 * math.pi) - q.entropy())
     torch.testing.assert_close(vae.sample(4).shape, torch.Size((4, *IMAGE)))
+    # The mean of points on a sphere lies within it, where no z of the model's ever was.
+    assert (q.mean.norm(dim=-1) < 1).all()
+    z = torch.nn.functional.normalize(q.mean, dim=-1)
+    torch.testing.assert_close(vae.reconstruct(x), vae.decode(z).mean)
+    torch.testing.assert_close(vae.translate(x, to=None), vae.decode(z).mean)
+    middle = torch.nn.functional.normalize(z[:3] + z[3:], dim=-1)
+    path = vae.interpolate(x[:3], x[3:], steps=3)
+    torch.testing.assert_close(path, vae.decode(torch.stack([z[:3], middle, z[3:]])).mean)
     with pytest.raises(ConfigError, match="≥ 2"):
         priors.Sphere(1)
     with pytest.raises(ConfigError, match="≥ 2"):

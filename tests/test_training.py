@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import inspect
 import json
 import math
 import pickle
@@ -21,7 +22,7 @@ import pytest
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import ppl_vae as pv
 from ppl_vae.batches import Batches
@@ -46,7 +47,7 @@ def a_cvae(**options: Any) -> pv.VAE:
 
 
 def run(vae: pv.VAE, train: Any, valid: Any = None, **options: Any) -> pv.History:
-    return pv.fit(vae, train, valid, progress=False, **({"epochs": 2, "batch_size": 8} | options))
+    return pv.fit(vae, train, valid=valid, progress=False, **({"epochs": 2, "batch_size": 8} | options))
 
 
 def weights(vae: nn.Module) -> dict[str, Tensor]:
@@ -602,7 +603,20 @@ def test_labels_of_a_data_set_are_ignored_without_a_condition_but_explicit_ones_
         run(first, (x, y))
 
 
-@pytest.mark.parametrize("train", ["digits", {"x": torch.zeros(3, D)}, torch.tensor(1.0), None, 3], ids=repr)
+@pytest.mark.parametrize(
+    "train",
+    [
+        "digits",
+        {"x": torch.zeros(3, D)},
+        torch.tensor(1.0),
+        None,
+        3,
+        (torch.ones(3, D), None, None, 0),
+        (),
+        [[1.0]] * 9,
+    ],
+    ids=repr,
+)
 def test_what_holds_no_rows_is_refused(train: Any) -> None:
     with pytest.raises(ValueError, match="expected") as caught:
         run(a_vae(), train)
@@ -704,7 +718,8 @@ def train(epochs, **options):
     x, valid, y = (torch.rand(20, 6) < 0.4).float(), (torch.rand(9, 6) < 0.4).float(), torch.arange(20) % 3
     vae = pv.cvae((6,), 2, 3, hidden=[8])
     lr = lambda epoch: 1e-2 if epoch < 5 else 3.0
-    history = pv.fit(vae, (x, y), (valid, y[:9]), epochs=epochs, batch_size=8, lr=lr, progress=False, **options)
+    options |= {"valid": (valid, y[:9]), "epochs": epochs, "batch_size": 8, "lr": lr, "progress": False}
+    history = pv.fit(vae, (x, y), **options)
     rows = [{k: v for k, v in row.items() if k not in ("seconds", "rate")} for row in history]
     return rows, {k: v.tolist() for k, v in vae.state_dict().items()}
 
@@ -774,6 +789,66 @@ def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("optim", "fused"),
+    [
+        (torch.optim.Adam, True),
+        (functools.partial(torch.optim.Adam, foreach=True), None),
+        (functools.partial(torch.optim.Adam, fused=False), False),
+    ],
+)
+def test_how_an_optimiser_works_is_the_callers_choice(optim: Any, fused: bool | None) -> None:
+    made: list[Any] = []
+
+    def spy(params: Any, **options: Any) -> torch.optim.Optimizer:
+        made.append(options.get("fused"))
+        return optim(params, **options)
+
+    asked = functools.partial(spy, **getattr(optim, "keywords", {}))
+    asked.func.__signature__ = inspect.signature(torch.optim.Adam)  # type: ignore[attr-defined]
+    x, first = binary(), a_vae()
+    run(copy.deepcopy(first), x, optim=asked)
+    assert made == [fused]
+    # Another order of sums at most.
+    columns_of = [columns(run(copy.deepcopy(first), x, optim=o)) for o in (optim, torch.optim.Adam)]
+    torch.testing.assert_close(*map(torch.tensor, columns_of))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_trains(dtype: torch.dtype, tmp_path: Path) -> None:
+    x, vae = (torch.arange(N) % 2.0)[:, None].repeat(1, D), a_vae().to(dtype)
+    history = run(vae, x, x, epochs=20, lr=0.02, checkpoint=tmp_path)
+    assert {p.dtype for p in vae.parameters()} == {dtype}
+    assert history[-1]["valid_neg_elbo"] < history[0]["valid_neg_elbo"] - 1
+    assert len(run(vae, x, x, epochs=21, lr=0.02, resume=tmp_path)) == 21
+
+
+def test_rows_that_require_a_gradient_are_rows() -> None:
+    x, first = binary(), a_vae()
+    expected = numbers(run(copy.deepcopy(first), x))
+    assert numbers(run(first, leaf := x.clone().requires_grad_())) == expected
+    assert leaf.grad is None
+
+
+def test_a_loader_that_can_be_read_once_says_so() -> None:
+    class Once(IterableDataset[Tensor]):
+        rows = iter(binary())
+
+        def __iter__(self) -> Any:
+            return self.rows
+
+    with pytest.raises(DataError, match="read only once"):
+        run(a_vae(), DataLoader(Once(), 8), epochs=3)
+
+
+@pytest.mark.parametrize(("likelihood", "pixel"), [("Beta", 1 - 1e-9), ("Gaussian", 1e39)])
+def test_rows_that_are_rounded_out_of_the_support_are_refused(likelihood: str, pixel: float) -> None:
+    x = torch.full((8, D), pixel, dtype=torch.float64)
+    with pytest.raises(DataError, match=r"cast to the model's torch.float32.*vae.to\(torch.float64\)"):
+        run(a_vae(likelihood=likelihood), x)
+    a_vae(likelihood=likelihood).double().check(x)
+
+
+@pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"seed": 1}, "seed: 0 then, 1 now"),
@@ -809,8 +884,53 @@ def test_resuming_on_other_data_or_another_model_is_refused(tmp_path: Path) -> N
             run(a_cvae(), train, resume=tmp_path)
     with pytest.raises(CheckpointError, match="rows: 20 then, 19 now"):
         run(a_cvae(), (x[:19], y[:19]), resume=tmp_path)
-    with pytest.raises(CheckpointError, match=r"expected float32 \(6, 8\), got float32 \(4, 8\)"):
+    with pytest.raises(CheckpointError, match=r"model.prior.features: 2 then, 3 now"):
         run(pv.cvae((D,), 3, 3, hidden=[8]), (x, y), resume=tmp_path)
+
+
+def test_settings_that_no_weight_shows_belong_to_the_run(tmp_path: Path) -> None:
+    x = torch.randn(N, D)
+
+    def a_gaussian(sigma: float, beta: float = 1.0) -> pv.VAE:
+        return a_vae(likelihood={"name": "Gaussian", "sigma": sigma}, beta=beta)
+
+    run(a_gaussian(1.0), x, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=r"another model.likelihood.sigma: 1.0 then, 0.5 now$"):
+        run(a_gaussian(0.5), x, epochs=3, resume=tmp_path)
+    with pytest.raises(CheckpointError, match=r"another beta: 1.0 then, 2.0 now$"):
+        run(a_gaussian(1.0, beta=2.0), x, epochs=3, resume=tmp_path)
+    # A schedule takes the place of the model's own, which is then of no account.
+    assert run(a_gaussian(1.0, beta=2.0), x, epochs=3, beta=1.0, resume=tmp_path)[-1]["beta"] == 1.0
+
+
+def test_a_model_without_names_is_known_by_its_shapes(tmp_path: Path) -> None:
+    def a_model(width: int) -> pv.VAE:
+        prior = pv.priors.Standard(2)
+        encoder = pv.encoders.Gaussian(2, (D,), hidden=(width,))
+        return pv.VAE(lambda c: prior(c), pv.likelihoods.Bernoulli((D,), 2), encoder)
+
+    run(a_model(8), x := binary(), checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=r"expected float32 \(9, 6\), got float32 \(8, 6\)"):
+        run(a_model(9), x, resume=tmp_path)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_beta_that_goes_through_zero_resumes_bit_identically(stop: int, tmp_path: Path) -> None:
+    """Where β is zero the program is another, of which a run that was not interrupted has a graph already."""
+    x, first = binary(), a_vae(likelihood="Gaussian")
+    options: dict[str, Any] = {"beta": lambda epoch: epoch % 2, "lr": 0.01, "capture": "graph"}
+    whole, resumed = copy.deepcopy(first), copy.deepcopy(first)
+    history = run(whole, x, epochs=4, **options)
+    run(copy.deepcopy(first), x, epochs=stop, checkpoint=tmp_path, **options)
+    assert numbers(run(resumed, x, epochs=4, resume=tmp_path, **options)) == numbers(history)
+    assert same(weights(whole), weights(resumed))
+
+
+def test_patience_that_comes_after_the_best_is_refused(tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+    run(vae, x, x, checkpoint=tmp_path)
+    with pytest.raises(ConfigError, match="kept only the last model"):
+        run(vae, x, x, epochs=3, patience=1, resume=tmp_path)
 
 
 def test_what_was_fitted_can_be_pickled_and_fitted_again(tmp_path: Path) -> None:
@@ -1094,9 +1214,11 @@ def test_levels_that_no_row_comes_near_are_a_warning() -> None:
 # y that stands elsewhere, or in another shape
 
 
-def test_y_in_the_place_of_validation_data_is_told_where_it_goes() -> None:
+def test_y_does_not_pass_for_validation_data() -> None:
+    with pytest.raises(TypeError, match="2 positional arguments"):
+        pv.fit(a_vae(), binary(), binary())  # type: ignore[misc]
     with pytest.raises(LabelError, match=r"fit\(vae, \(x, y\)\)"):
-        run(a_cvae(), binary(), torch.arange(N) % 3)
+        run(a_cvae(), binary())
 
 
 def test_a_whole_data_set_is_told_its_split() -> None:

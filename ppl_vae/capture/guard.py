@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CaptureError, NonFiniteError
 
-__all__ = ["LastSite", "Terms", "compare", "first_bad_site", "first_line", "not_finite", "size_of", "unconstrained"]
+__all__ = ["LastSite", "Sizes", "compare", "first_bad_site", "first_line", "not_finite", "size_of", "unconstrained"]
 
 # How far a replay may be from the stock step, relative to the loss and to the norm of the gradient, which late in
 # training is what remains of rows that all but cancel, each with its rounding. A compiler reorders sums; where the
@@ -115,7 +115,7 @@ def first_bad_site(model: Any, guide: Any, args: Any, kwargs: Any) -> str | None
     return None
 
 
-class Terms(Messenger):
+class Sizes(Messenger):
     """Adds up how large the terms of a loss are, log-densities of either sign: their rounding is that of the loss."""
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from ..devices import cuda_devices
 from ..errors import ConfigError, PplVaeError
-from .guard import LastSite, Terms, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
+from .guard import LastSite, Sizes, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
 from .optimiser import Together
 from .program import SCALARS, Program
 from .recording import CaptureWarning, Generators, record
@@ -151,9 +151,9 @@ class CapturedSVI(SVI):
             self._look_at_flag()
             self._late.clear()
             state = Generators(before.devices, self._program.buffers)
-            with Terms() as terms:
+            with Sizes() as sizes:
                 expected = self._stock(args, kwargs, before)
-            size = self.weight * terms.size / self.elbo.num_particles
+            size = self.weight * sizes.size / self.elbo.num_particles
             now = self._program.numbers()
             if replay.compiled:
                 # That the graph is the program shows before a compiler has reordered its sums.
@@ -246,8 +246,13 @@ class CapturedSVI(SVI):
     def meet(self, *args: Any, **kwargs: Any) -> None:
         """Run the program once, instead of the stock step that a shape begins with; no random number is spent.
 
-        Afterwards every parameter exists, the optimiser has it, and all steps of this shape are replays.
+        Afterwards every parameter exists, the optimiser has it, and all steps of this shape are replays. Nothing is
+        left to do for a program and a shape that were met before.
         """
+        if self.optim.leaves:
+            _, _, key = self._replay(args, kwargs)
+            if key is None or key in self._met:
+                return
         state = Generators(self._generators().devices, self._program.buffers)
         program_args, program_kwargs = self.batch(*args, **kwargs)
         with poutine.trace(param_only=True) as params, torch.no_grad():

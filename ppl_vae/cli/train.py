@@ -81,7 +81,7 @@ def train(words: list[str]) -> None:
         history = fit(
             vae,
             source.train,
-            source.valid if len(source.valid) else None,
+            valid=source.valid if len(source.valid) else None,
             lr=options.lr,
             **{name: options[name] for name in _OF_FIT},
             objective=objective,

@@ -5,7 +5,7 @@ r"""Any distribution becomes a Pyro one; and the few densities no library has.
 """
 
 from .adapt import as_pyro, inside, is_point, transport, zuko
-from .chain import Chain, spheres
+from .chain import Chain, onto_spheres, spheres
 from .divergences import kl_to_diagonal
 from .mixtures import NormalMixture
 from .pixels import ContinuousBernoulli, DiscretizedLogistic, GreyBernoulli, Levels, NegativeBinomial
@@ -25,6 +25,7 @@ __all__ = [
     "inside",
     "is_point",
     "kl_to_diagonal",
+    "onto_spheres",
     "spheres",
     "transport",
     "zuko",

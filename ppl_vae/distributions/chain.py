@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
+from torch.nn.functional import normalize
 
 from ..errors import ShapeError
 from .adapt import as_pyro
 
-__all__ = ["Chain", "spheres"]
+__all__ = ["Chain", "onto_spheres", "spheres"]
 
 
 class Chain(TorchDistribution):
@@ -138,6 +139,19 @@ def spheres(support: Any, features: int, start: int = 0) -> set[tuple[int, int]]
     if (inner := getattr(support, "base_constraint", None)) is not None:
         return spheres(inner, features, start)
     return {(start, start + features)} if support is constraints.sphere else set()
+
+
+def onto_spheres(z: Tensor, support: Any) -> Tensor:
+    """Return z (*, D) with what belongs on a sphere scaled to length one: a mean of points on one lies inside it.
+
+    Example:
+        >>> onto_spheres(torch.tensor([0.3, 0.4]), dist.constraints.sphere)
+        tensor([0.6000, 0.8000])
+    """
+    for first, last in spheres(support, z.shape[-1]):
+        index = torch.arange(first, last, device=z.device)
+        z = z.index_copy(-1, index, normalize(z[..., first:last], dim=-1))
+    return z
 
 
 class _Beside(constraints.Constraint):

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_positive
 from ..networks import Body, Network
-from ..parts import Part, check_context, check_positive
+from ..parts import Part, check_context
 
 __all__ = ["Encoder"]
 

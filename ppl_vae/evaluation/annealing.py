@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..distributions import as_pyro, is_point
-from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError
+from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError, check_positive
 from ..model import VAE
-from ..parts import check_positive
+from ..model.masking import observed
 from .measuring import GREY, mean_and_error, measuring, named, plain
 
 __all__ = ["Bounds", "bounds"]
@@ -254,7 +254,7 @@ class _Path:
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return log r(z) and u(z), (chains, N)."""
         try:
-            likelihood, x = self.vae._observed(as_pyro(self.vae.likelihood(z, self.c)), self.x, None)
+            likelihood, x = observed(as_pyro(self.vae.likelihood(z, self.c)), self.x, None)
             log_r, u = self.start.log_prob(z), likelihood.log_prob(x)
         except PplVaeError:
             raise

@@ -23,10 +23,9 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from ..devices import seed_all, seeded
-from ..errors import NoClosedFormError, PartError
+from ..errors import NoClosedFormError, PartError, check_positive
 from ..model import VAE
 from ..objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
-from ..parts import check_positive
 from .measuring import plain
 from .references import draw_for_draw, loss_by_hand
 

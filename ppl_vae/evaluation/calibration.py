@@ -29,9 +29,8 @@ import torch
 from torch import Tensor
 
 from ..distributions import is_point
-from ..errors import ConfigError, LabelError, NoDensityError
+from ..errors import ConfigError, LabelError, NoDensityError, check_positive
 from ..model import VAE
-from ..parts import check_positive
 from .measuring import measuring, plain
 
 __all__ = ["Calibration", "calibration"]

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from ..errors import check_positive
 from ..model import VAE
-from ..parts import check_positive
+from ..model.masking import observed
 from .aggregate import divergence, log_density_sums, posterior, row_wise
 from .measuring import GREY, mean_and_error, measuring, named, plain
 
@@ -279,7 +280,7 @@ def _measure(vae: VAE, x: Tensor, y: Tensor | None, draws: int) -> _Rows:
     rate, sampled = divergence(q, p, z)
     seen, log_likelihood = x.to(vae._beta), []
     for some in z.split(max(1, _CHUNK // vae.numbers(x))):
-        likelihood, _ = vae._observed(vae.decode(some, y), seen, None)
+        likelihood, _ = observed(vae.decode(some, y), seen, None)
         log_likelihood.append(likelihood.log_prob(seen))
     distortion = -torch.cat(log_likelihood).double().mean(0)
     return _Rows(z.movedim(0, 1), sampled.T, rate, distortion, _means(q), _kl_per_dimension(q, p))

@@ -15,9 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from ..data import check_finite
 from ..devices import seeded
-from ..errors import LabelError
+from ..errors import LabelError, check_positive
 from ..networks import Conv, Network
-from ..parts import check_positive
 from .labels import check_labels
 
 __all__ = ["Judge", "train_judge"]

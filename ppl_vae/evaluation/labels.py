@@ -33,9 +33,8 @@ import torch
 from torch import Tensor
 
 from ..distributions import is_point
-from ..errors import ConfigError, LabelError, NoDensityError, PartError
+from ..errors import ConfigError, LabelError, NoDensityError, PartError, check_positive
 from ..model import VAE
-from ..parts import check_positive
 from .aggregate import POINT, divergence, log_density_sums, posterior
 from .likelihood import log_likelihood
 from .measuring import GREY, mean_and_error, measuring, named, plain

@@ -30,9 +30,8 @@ from tqdm.auto import tqdm
 
 from ..capture import CaptureWarning, TwoStages
 from ..devices import cuda_devices
-from ..errors import CaptureError, ConfigError, NonFiniteError
+from ..errors import CaptureError, ConfigError, NonFiniteError, check_positive
 from ..model import VAE, Proposal
-from ..parts import check_positive
 from .measuring import GREY, mean_and_error, measuring, plain
 from .pareto import good_below, pareto_k, tail_length
 

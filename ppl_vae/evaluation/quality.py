@@ -25,9 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DataError, LabelError, ShapeError
+from ..errors import DataError, LabelError, ShapeError, check_positive
 from ..model import VAE
-from ..parts import check_positive
 from .judge import Judge, train_judge
 from .labels import check_labels, label_classes
 from .measuring import mean_and_error, measuring, named, plain

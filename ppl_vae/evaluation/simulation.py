@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LabelError
+from ..errors import LabelError, check_positive
 from ..model import VAE
-from ..parts import check_positive
 from .measuring import measuring
 
 __all__ = ["simulate"]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..distributions import is_point
+from ..errors import check_positive
 from ..model import VAE
 from ..objectives import elbo_terms
-from ..parts import check_positive
 from .likelihood import LogLikelihood, log_likelihood
 from .measuring import GREY, mean_and_error, measuring, named, plain
 from .pareto import good_below

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import check_finite
-from ..errors import ConfigError, DataError, ShapeError
+from ..errors import ConfigError, DataError, ShapeError, check_positive
 from ..networks import Network
-from ..parts import Part, check_context, check_positive
+from ..parts import Part, check_context
 
 __all__ = ["Likelihood", "Spread", "SpreadOf", "check_counts", "logit_of"]
 
@@ -40,6 +40,19 @@ class Likelihood(Part):
         super().__init__()
         check_positive(features=features, **{f"x_shape[{i}]": n for i, n in enumerate(x_shape)})
         self.x_shape, self.features, self.context = tuple(x_shape), features, context
+        self._constants: dict[str, Any] = {}
+
+    def constant(self, name: str, value: float | Sequence[float]) -> None:
+        """Keep a setting as a buffer: a recorded graph finds it there, and it is as precise as the model's dtype."""
+        self._constants[name] = value
+        self.register_buffer(name, torch.tensor(value, dtype=torch.get_default_dtype()), persistent=False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)
+        # A 0.1 that was a float32 would stay one in float64.
+        for name, value in self._constants.items():
+            getattr(self, name).copy_(torch.tensor(value, dtype=torch.float64))
+        return self
 
     def body(self, hidden: Sequence[int], network: Any, numbers: int = 1) -> Network:
         """Return the network for so many raw numbers a pixel."""
@@ -119,15 +132,13 @@ class Spread(Likelihood):
         """Make the network and the parameters for a spread that comes about like that."""
         self.network = self.body(hidden, network, 2 if spread == "output" else 1)
         self.spread, self.clamp = spread, tuple(clamp)
-        fixed = None
         if spread in ("shared", "pixel"):
             zeros = torch.zeros(self.x_shape if spread == "pixel" else ())
             self.register_parameter(self._parameter, nn.Parameter(zeros))
         elif spread != "output":
             if isinstance(spread, str) or not 0 < spread < math.inf:
                 raise ConfigError(f"expected {option} > 0, 'shared', 'pixel' or 'output', got {spread!r}")
-            fixed = torch.tensor(float(spread))
-        self.register_buffer("fixed", fixed, persistent=False)
+            self.constant("fixed", float(spread))
 
     def place_and_spread(self, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return what the network says about the place (*, *x_shape), and the spread, which broadcasts with it."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..distributions import NegativeBinomial as NegativeBinomialPixel
+from ..errors import check_positive
 from ..networks import Body
-from ..parts import check_positive
 from .base import Likelihood, Spread, SpreadOf, check_counts, logit_of
 
 __all__ = ["Binomial", "NegativeBinomial", "Poisson"]

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..distributions import DiscretizedLogistic as DiscretizedLogisticPixel
 from ..distributions import Levels
-from ..errors import ConfigError
+from ..errors import ConfigError, check_positive
 from ..networks import Body
-from ..parts import check_positive
 from .base import Likelihood, SpreadOf, check_counts
 from .real import LocationScale
 
@@ -133,8 +132,7 @@ class DiscretizedLogisticMixture(Likelihood):
         self.middle, self.components, self.levels, self.clamp = _middle(levels), components, levels, tuple(clamp)
         self.network = self.body(hidden, network, 3 * components)
         # The middles of K equal parts of −1 … 1.
-        centres = (torch.arange(components) + 0.5) * (2 / components) - 1
-        self.register_buffer("centres", centres, persistent=False)
+        self.constant("centres", [(2 * i + 1) / components - 1 for i in range(components)])
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Any:
         """Return p(x | z, y), event shape x_shape, for z (*, features) and c (*, context)."""

@@ -216,7 +216,7 @@ class StudentT(LocationScale):
         super().__init__(x_shape, features, context, hidden, network, sigma, shift, scale, clamp)
         if not 1 < df < math.inf:
             raise ConfigError(f"expected df > 1, for a mean to exist, got {df}: Gaussian is the limit of a large df")
-        self.register_buffer("df", torch.tensor(float(df)), persistent=False)
+        self.constant("df", float(df))
 
     def _family(self, loc: Tensor, sigma: Tensor) -> Any:
         return dist.StudentT(self.df, loc, sigma)

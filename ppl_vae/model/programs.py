@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from ..data import check_finite
 from ..devices import cuda_devices
-from ..distributions import as_pyro, inside, is_point, spheres, zuko
+from ..distributions import is_point, spheres, zuko
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, PplVaeError, ShapeError
 from .checks import as_tensor, check_data, check_pair, check_part, check_rows, given_by
+from .masking import given, observed
 
 __all__ = ["NO_PRIOR", "Programs"]
 
@@ -169,7 +170,7 @@ class Programs(nn.Module):
                 prior = self._prior(c)
                 z = pyro.sample("z", prior)
             check_pair(z, prior)
-            p, x = self._observed(given_by("likelihood", self.likelihood(z, c)), x, mask)
+            p, x = observed(given_by("likelihood", self.likelihood(z, c)), x, mask)
             check_data(self.likelihood, x)
             return pyro.sample("x", p, obs=x)
 
@@ -217,7 +218,7 @@ class Programs(nn.Module):
 
     def _posterior(self, x: Tensor, c: Tensor | None, mask: Tensor | None) -> Any:
         """Return q(z | x, y), once it goes with the prior."""
-        q = self._encoded(self._given(x, mask), c)
+        q = self._encoded(given(self.encoder, x, mask), c)
         if self.prior is None and not is_point(q):
             raise PartError(
                 f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
@@ -240,26 +241,6 @@ class Programs(nn.Module):
                 "at a time: end it in .to_event(1)"
             )
         return q
-
-    def _given(self, x: Tensor, mask: Tensor | None, part: Any = None) -> Tensor:
-        """What an encoder is given: zeros for what is unseen, and the mask beside it if the encoder wants to know."""
-        if mask is None:
-            return x
-        part = self.encoder if part is None else part
-        x = _seen(x, mask)
-        return torch.cat([x, mask.to(x)], -len(part.x_shape)) if getattr(part, "sees_mask", False) else x
-
-    @staticmethod
-    def _observed(p: Any, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor | None]:
-        """The likelihood and what it observes, where some pixels may be unseen."""
-        # Without this, an x that lacks its batch dimension would broadcast, and be counted once a row.
-        if x is not None and x.shape[1:] != p.event_shape:
-            way_out = "" if p.event_shape else f": end the likelihood in .to_event({x.dim() - 1})"
-            raise ShapeError(f"x: expected (N, {', '.join(map(str, p.event_shape))}), got {tuple(x.shape)}{way_out}")
-        if x is None or mask is None:
-            return p, x
-        p = _only_seen(p, mask)
-        return p, _seen(x, mask, inside(p.support))
 
     def _kl_weight(self) -> AbstractContextManager[Any]:
         return poutine.mask(mask=False) if self._kl_is_off else poutine.scale(scale=self._beta)
@@ -383,7 +364,17 @@ class Programs(nn.Module):
         x = as_tensor(x)
         if not len(x):
             raise DataError("expected at least one row of data, got none")
-        (getattr(self.likelihood, "check", None) or check_finite)(x)
+        check_x = getattr(self.likelihood, "check", None) or check_finite
+        check_x(x)
+        if x.is_floating_point() and x.dtype != (own := self._beta.dtype):
+            try:
+                # What is inside the support can be rounded out of it.
+                check_x(x.to(own))
+            except DataError as error:
+                raise DataError(
+                    f"{error} (x is {x.dtype}, and so it becomes when cast to the model's {own}: clamp it, or take "
+                    f"vae.to({x.dtype}))"
+                ) from error
         if self.condition is None or y is None:
             self._context(y)
             return
@@ -398,15 +389,3 @@ class Programs(nn.Module):
     def check_training(self, x: Any, y: Any = None) -> None:
         """As :meth:`check`, for rows to train on: a model may do without some labels there."""
         self.check(x, y)
-
-
-def _seen(x: Tensor, mask: Tensor, fill: Any = 0.0) -> Tensor:
-    """X with unseen entries filled in, NaN included; they reach neither a value nor a gradient."""
-    return torch.where(mask, x, torch.as_tensor(fill, dtype=x.dtype, device=x.device))
-
-
-def _only_seen(p: Any, mask: Tensor) -> Any:
-    """P with unseen pixels masked before their dimensions are declared event; ``poutine.mask`` acts on batch ones."""
-    if not isinstance(p, torch.distributions.Independent) or p.base_dist.event_shape:
-        raise PartError(f"mask: expected a likelihood with independent pixels (.to_event), got {type(p).__name__}")
-    return as_pyro(p.base_dist).mask(mask).to_event(p.reinterpreted_batch_ndims)

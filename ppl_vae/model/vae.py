@@ -14,10 +14,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..distributions import as_pyro, is_point, transport
-from ..errors import ConfigError, NoDensityError
-from ..parts import Unconditional, check_positive
-from .checks import given_by
+from ..distributions import as_pyro, is_point, onto_spheres, transport
+from ..errors import ConfigError, NoDensityError, check_positive
+from ..parts import Unconditional
+from .checks import check_rows, given_by
+from .masking import given, observed
 from .programs import NO_PRIOR, Programs
 
 __all__ = ["VAE", "Proposal"]
@@ -104,16 +105,13 @@ class VAE(Programs):
     @torch.no_grad()
     def embed(self, x: Any, y: Any = None, *, draws: int = 100) -> Tensor:
         """Return the mean of q(z | x, y), (*, latent); that of so many draws where it has no closed form."""
-        q = self.encode(x, y)
-        try:
-            return q.mean
-        except NotImplementedError:
-            return q.sample((draws,)).mean(0)
+        return _mean(self.encode(x, y), draws)
 
     @torch.no_grad()
     def reconstruct(self, x: Any, y: Any = None) -> Tensor:
-        """Return the mean of p(x | z, y) at the z of :meth:`embed`, (*, *x_shape)."""
-        return self.decode(self.embed(x, y), y).mean
+        """Return the mean of p(x | z, y), (*, *x_shape), at the mean of q(z | x, y); on a sphere, right above that."""
+        q = self.encode(x, y)
+        return self.decode(onto_spheres(_mean(q), q.support), y).mean
 
     @torch.no_grad()
     def translate(self, x: Any, y: Any = None, *, to: Any, carry: bool = False) -> Tensor:
@@ -131,7 +129,8 @@ class VAE(Programs):
         Raises:
             NoClosedFormError: if z is to be carried between priors without a map.
         """
-        z = self.embed(x, y)
+        q = self.encode(x, y)
+        z = onto_spheres(_mean(q), q.support)
         if carry:
             c, c_to = self._context(y), self._context(to)
             if c is not None and c_to is not None:
@@ -141,7 +140,7 @@ class VAE(Programs):
 
     @torch.no_grad()
     def interpolate(self, x: Any, other: Any, y: Any = None, *, to: Any = None, steps: int = 8) -> Tensor:
-        """Decode the straight line from the z of x to the z of ``other``.
+        """Decode the straight line from the z of x to the z of ``other``; on a sphere, the arc above it.
 
         Arguments:
             x, other: (N, *x_shape), the two ends.
@@ -153,9 +152,10 @@ class VAE(Programs):
         """
         check_positive(steps=steps)
         to = y if to is None else to
-        ends, contexts = (self.embed(x, y), self.embed(other, to)), (self._context(y), self._context(to))
+        posteriors, contexts = (self.encode(x, y), self.encode(other, to)), (self._context(y), self._context(to))
+        ends = [onto_spheres(_mean(q), q.support) for q in posteriors]
         t = torch.linspace(0, 1, steps).to(self._beta).reshape(-1, *[1] * ends[0].dim())
-        z, c = torch.lerp(ends[0], ends[1], t), None
+        z, c = onto_spheres(torch.lerp(ends[0], ends[1], t), posteriors[0].support), None
         if contexts[0] is not None and contexts[1] is not None:
             first, last = (c.expand(*ends[0].shape[:-1], -1) for c in contexts if c is not None)
             c = torch.lerp(first, last, t)
@@ -197,6 +197,7 @@ class VAE(Programs):
         """
         check_positive(n=n, candidates=candidates)
         x = self._tensor(x)
+        check_rows(x)
         mask = self._mask(x, mask)
         y = None if y is None else torch.as_tensor(y, device=x.device)
         if y is not None and self.per_row(y) and len(y) == 1:
@@ -278,9 +279,9 @@ class VAE(Programs):
         x = self._tensor(x)
         p = self.prior_given(y)
         if callable(proposal):
-            q = as_pyro(proposal(self._given(x, mask))).expand(x.shape[:1])
+            q = as_pyro(proposal(given(self.encoder, x, mask))).expand(x.shape[:1])
         elif proposal in ("encoder", "prior"):
-            q = self.encode(self._given(x, mask), y) if proposal == "encoder" else p.expand(x.shape[:1])
+            q = self.encode(given(self.encoder, x, mask), y) if proposal == "encoder" else p.expand(x.shape[:1])
         else:
             raise ConfigError(f"proposal: expected 'encoder', 'prior' or a function of x, got {proposal!r}")
         if is_point(q):
@@ -295,7 +296,7 @@ class VAE(Programs):
             z = draw((min(chunk, samples - done),))
             likelihood, seen = self.decode(z, y), x
             if mask is not None:
-                likelihood, seen = self._observed(likelihood, x, mask)
+                likelihood, seen = observed(likelihood, x, mask)
             ratio = 0.0 if proposal == "prior" else p.log_prob(z) - q.log_prob(z)
             yield z, ratio + likelihood.log_prob(seen)
 
@@ -320,6 +321,14 @@ class VAE(Programs):
         for log_w in self.log_weights(x, y, samples):
             total = torch.logaddexp(total, log_w.double().logsumexp(0))
         return (total - math.log(samples)).to(self._beta.dtype)
+
+
+def _mean(q: Any, draws: int = 100) -> Tensor:
+    """The mean of q; that of so many draws where it has no closed form."""
+    try:
+        return q.mean
+    except NotImplementedError:
+        return q.sample((draws,)).mean(0)
 
 
 def _inner(part: Any) -> Any:

@@ -13,8 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ..errors import ShapeError
-from ..parts import check_positive
+from ..errors import ShapeError, check_positive
 from .joining import through
 from .mlp import MLP, Activation, activate
 

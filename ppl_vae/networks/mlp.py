@@ -12,8 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ..errors import PartError, known
-from ..parts import check_positive
+from ..errors import PartError, check_positive, known
 from .joining import through
 
 __all__ = ["ACTIVATIONS", "MLP", "Activation", "GatedMLP", "activate", "widths"]
@@ -101,9 +100,12 @@ class MLP(nn.Sequential):
         """Return what the joined input gives, (*, out), for ``a`` (*, in) and ``c`` (*, context)."""
         first, *rest = self
         h = through(first, a, c)
+        batch = h.shape[:-1]
+        # The layers between may be for rows (N, D) alone, as batch normalisation is.
+        h = h.reshape(-1, h.shape[-1])
         for layer in rest:
             h = layer(h)
-        return h
+        return h.reshape(*batch, h.shape[-1])
 
 
 class GatedMLP(MLP):

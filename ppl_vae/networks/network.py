@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import check_finite
-from ..errors import PartError, ShapeError
-from ..parts import check_context, check_positive
+from ..errors import PartError, ShapeError, check_positive
+from ..parts import check_context
 from .joining import join, separable, through
 from .mlp import MLP
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..parts import check_positive
+from ..errors import check_positive
 from .convolutional import Convolutional
 from .film import Modulation
 from .mlp import Activation, activate

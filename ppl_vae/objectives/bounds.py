@@ -23,8 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..distributions import is_point
-from ..errors import ConfigError, PartError
-from ..parts import check_positive
+from ..errors import ConfigError, PartError, check_positive
 from .base import Objective, common_scale, only_latent, sites, tempered
 
 __all__ = ["IWAE", "STL", "DReG", "Renyi"]

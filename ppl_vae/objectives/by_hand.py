@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from ..errors import NoClosedFormError, ShapeError
 from ..model import VAE
+from ..model.masking import given, observed
 
 __all__ = ["analytic_elbo", "elbo_terms", "kl_gaussian", "kl_standard", "log_likelihood"]
 
@@ -147,9 +148,9 @@ def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1, mask: Tensor |
         Two tensors (N,), nats.
     """
     x = torch.as_tensor(x).to(vae._beta)
-    q = vae.encode(vae._given(x, mask), y)
+    q = vae.encode(given(vae.encoder, x, mask), y)
     z = q.rsample((samples,)) if q.has_rsample else q.sample((samples,))
-    p, x = vae._observed(_decode(vae, z, y, x), x, mask)
+    p, x = observed(_decode(vae, z, y, x), x, mask)
     reconstruction = -p.log_prob(x).mean(0)
     if vae.prior is None:
         return reconstruction, torch.zeros_like(reconstruction)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ..errors import ConfigError, NoClosedFormError, PartError
-from ..parts import check_positive
+from ..errors import ConfigError, NoClosedFormError, PartError, check_positive
 from .analytic import closed_form
 from .base import Objective, common_scale, only_latent, sites, tempered
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import ConfigError
-from ..parts import check_positive
+from ..errors import ConfigError, check_positive
 
 __all__ = ["cyclic", "warmup"]
 

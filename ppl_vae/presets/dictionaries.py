@@ -238,7 +238,7 @@ def _plain(what: str, value: Any) -> Any:
     """A value as JSON has it."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, Sequence):
         return [_plain(what, v) for v in value]

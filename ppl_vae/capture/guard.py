@@ -23,7 +23,9 @@ __all__ = ["LastSite", "Sizes", "compare", "first_bad_site", "first_line", "not_
 
 # How far a replay may be from the stock step, relative to the loss and to the norm of the gradient, which late in
 # training is what remains of rows that all but cancel, each with its rounding. A compiler reorders sums; where the
-# gradient jumps, at a knot of a spline say, the rounding of one row decides on which side it falls.
+# gradient jumps, at a knot of a spline say, the rounding of one row decides on which side it falls. All for single
+# precision and better; what is coarser is allowed so many roundings of its own.
+_ROUNDINGS = 8
 _RECORDED, _COMPILED = (1e-6, 1e-4), (1e-4, 5e-2)
 
 Outcome = tuple[Tensor, Mapping[str, Tensor]]
@@ -50,7 +52,8 @@ def compare(
     Raises:
         CaptureError: naming the numbers that changed.
     """
-    tolerances = _COMPILED if compiled else _RECORDED
+    rounding = max((torch.finfo(g.dtype).eps for g in expected[1].values()), default=0.0)
+    tolerances = [max(t, _ROUNDINGS * rounding) for t in (_COMPILED if compiled else _RECORDED)]
     loss, stock = got[0].item(), expected[0].item()
     if not (math.isfinite(loss) or math.isfinite(stock)):
         return

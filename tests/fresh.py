@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 LOG = ROOT / "docs" / "fresh.md"
 HEAD = """# Statistical tests with fresh seeds
 
-`make fresh` runs every test that involves chance over and over, each time with another seed, and adds a row here. Each
-test holds α = 1e-6, so no failure is what a right library gives.
+`make fresh` runs the tests whose chance of failing is known for every seed over and over, each time with another seed,
+and adds a row here. Each holds α = 1e-6, so no failure is what a right library gives.
 
 | seeds | runs | tests a run | failures | seconds a run |
 |---|---|---|---|---|

@@ -461,6 +461,7 @@ def test_seed_repeats_and_is_not_that_of_the_data(monkeypatch):
     assert not torch.isin(torch.cat([d.flatten() for d in drawn]), theirs).any()
 
 
+@pytest.mark.fresh
 def test_simulated_data_have_the_law_of_the_model():
     """z is the z of x: what is left of x without it is noise of the likelihood's size. 5,000 rows, three labels."""
     truth = Ppca(3)

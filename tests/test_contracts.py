@@ -528,6 +528,7 @@ def test_unconditional_wraps_any_part(case):
             assert getattr(wrapped, said) == getattr(part, said)
 
 
+@pytest.mark.fresh
 @cases(lambda case: case.kind != "likelihood" and not case.name.startswith(("Delta", *ON_THE_SPHERE)))
 def test_the_sampler_agrees_with_log_prob(case):
     # E_p[h/p] = ∫h = 1 for a normal density h inside p. α = 1e-6 over all these comparisons together (5.7 standard

@@ -43,6 +43,7 @@ def test_the_full_gaussian_has_a_cholesky_factor():
     assert raw.shape == (N, 9)
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_the_low_rank_gaussian_has_its_covariance(rank):
     part, x, c, raw = made(encoders.LowRankGaussian, rank=rank)

@@ -151,6 +151,7 @@ def test_an_encoder_that_looks_at_y_does_not_make_the_model_use_it():
     assert found.finding.startswith("y is not seen to be used")
 
 
+@pytest.mark.fresh
 def test_draws_in_turn_are_draws_of_the_mixture():
     """As many of each component wherever they divide, and each from every component with the same probability.
 

@@ -775,6 +775,7 @@ def test_log_prob_is_the_log_mean_exp_of_its_weights():
     torch.testing.assert_close(log_w, by_hand)
 
 
+@pytest.mark.fresh
 def test_log_prob_under_other_chunks_differs_by_noise_only(monkeypatch):
     # Two estimates with 4,000 draws each; |z| < 5.5 for each of 6 rows (α = 2e-7 together): an error of 0.1 nat shows.
     model, x = vae().double(), binary().double()

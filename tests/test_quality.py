@@ -82,6 +82,7 @@ def test_kid_is_the_unbiased_double_sum():
     assert kid(b, a)[0] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.fresh
 def test_kid_of_equal_laws_is_zero_in_the_mean_and_its_error_is_honest():
     """Over 300 pairs of samples: |z| ≤ 4.89, and for laws that differ the stated errors are the spread within 20%."""
     found, other = [], []

@@ -23,7 +23,7 @@ parser.add_argument("--codes", type=int, default=16, help="of how many dimension
 parser.add_argument("--epochs", type=int, default=80, help="epochs of the second")
 parser.add_argument("--rows", type=int, default=50_000, help="how many training images")
 parser.add_argument("--labels", type=int, default=100, help="how many of them have a label, as many of each class")
-parser.add_argument("--repeat", type=int, default=10, help="how often an epoch has a labelled row")
+parser.add_argument("--repeat", type=int, default=10, help="how many times more an epoch has a labelled row")
 parser.add_argument("--alpha", type=float, default=50.0, help="the weight of log q(y|x) on labelled rows")
 parser.add_argument("--hidden", type=int, nargs="*", default=[300])
 parser.add_argument("--pixels", action="store_true", help="leave the first model out")

@@ -33,7 +33,7 @@ class Batches:
         if isinstance(source, DataLoader):
             if source.batch_size is None:
                 raise ConfigError("a DataLoader needs a batch_size, which the loss per datum is scaled by")
-            self.loader, self.batch_size = source, source.batch_size
+            self.loader, self.batch_size = source, int(source.batch_size)
             first = next(iter(source), None)
             if first is None:
                 raise DataError("expected at least one batch of data, got a DataLoader with none")
@@ -228,7 +228,9 @@ class Batches:
                 # The same bytes may be other rows: of grey levels 0 … 255 and 0 … 1, or of images of another shape.
                 divisor = self.divisor if name == "x" else None
                 sha.update(repr((name, str(tensor.dtype), tuple(tensor.shape), divisor)).encode())
-                sha.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                # A copy, as one column or one row passes for contiguous whatever its strides.
+                flat = tensor.cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+                sha.update(flat.view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
 

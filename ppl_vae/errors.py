@@ -7,7 +7,6 @@ catches the built-in keeps working, and ``except PplVaeError`` catches only what
 from __future__ import annotations
 
 import difflib
-import numbers
 from collections.abc import Collection
 
 __all__ = [
@@ -97,5 +96,5 @@ def check_positive(**sizes: object) -> None:
         ppl_vae.errors.ConfigError: expected samples to be a whole number ≥ 1, got 0
     """
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigError(f"expected {name} to be a whole number ≥ 1, got {size!r}")

@@ -54,7 +54,8 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
         sizes = [getattr(of, "features", None) for of in (vae.encoder, vae.likelihood, vae.prior)]
         shared = {"features": next((size for size in sizes if isinstance(size, int)), None)}
         shared["context"] = 0 if vae.condition is None else _context(vae)
-        if shared["context"] is None and not (isinstance(prior, Mapping) and "context" in prior):
+        told = isinstance(prior, Mapping) and ("context" in prior or prior.get("name") == "Unconditional")
+        if shared["context"] is None and not told:
             raise ConfigError(
                 "prior: expected a condition that says how many features it gives (`context`), got "
                 f"{getattr(vae.condition, '__name__', type(vae.condition).__name__)}: pass "

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import checkpoint
 from .capture import CapturedSVI
 from .devices import cuda_devices
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .model import VAE
 
 __all__ = ["restore", "set_weights", "store", "weights"]
@@ -65,17 +65,19 @@ def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: 
 def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
     """What of the settings now was another then, each as precisely as it has a name."""
     if isinstance(then, dict) and isinstance(now, dict):
-        # The run as a whole may have had settings that are none now; a part of it not.
-        for key in now if not name else dict.fromkeys([*then, *now]):
+        # Of the run as a whole, what both tell; of a part of it, all.
+        for key in [key for key in now if key in then] if not name else dict.fromkeys([*then, *now]):
             yield from _differences(f"{name}.{key}".lstrip("."), then.get(key), now.get(key))
     elif then != now:
         yield f"{name}: {then!r} then, {now!r} now"
 
 
-def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> Any:
-    """Take up a stored state; return the best model so far."""
+def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, patience: bool = False) -> Any:
+    """Take up a stored state; return the best model so far, which with patience must be there."""
     tensors, info = checkpoint.read(folder, "training")
-    if other := list(_differences("", info.get("settings", {}), history.info)):
+    if not isinstance(settings := info.get("settings"), dict) or not settings:
+        raise CheckpointError(f"{folder}: damaged: no settings of a run in it")
+    if other := list(_differences("", settings, history.info)):
         raise CheckpointError(f"{folder}: expected to resume the same run, got another {'; '.join(other)}")
     part: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "rng": {}, "optim": {}}
     try:
@@ -91,6 +93,12 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         rng = [part["rng"]["cpu"], *(part["rng"]["cuda"] for _ in cuda_devices(vae._beta.device))]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: damaged: no state of training in it: {error!r}") from error
+    measured = [row["valid_neg_elbo"] for row in rows if "valid_neg_elbo" in row]
+    if patience and measured and (best is None or best[0] > min(measured)):
+        raise ConfigError(
+            f"patience: {folder} was written without it at times, and has not kept the best model: resume without "
+            "patience, or train anew with it"
+        )
     set_weights(vae, steps, part["model"], str(folder))
     groups = steps.optim.optimizer.state_dict()["param_groups"]
     steps.optim.optimizer.load_state_dict({"state": state, "param_groups": groups})

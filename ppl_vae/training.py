@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
+import operator
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +39,7 @@ from .state import restore, set_weights, store, weights
 __all__ = ["History", "fit"]
 
 Schedule = float | Callable[[int], float]
+READ_ONCE = "expected batches in every epoch, got a DataLoader with none left: it can be read only once"
 
 
 class History(list[dict[str, Any]]):
@@ -134,7 +137,8 @@ def fit(
     """
     check_positive(epochs=epochs, batch_size=batch_size)
     # Numbers of numpy's are no numbers to JSON.
-    epochs, batch_size, seed = int(epochs), int(batch_size), None if seed is None else int(seed)
+    epochs, batch_size = int(epochs), int(batch_size)
+    seed, clip = None if seed is None else operator.index(seed), None if clip is None else float(clip)
     lr_at, beta_at = _schedule("lr", lr), None if beta is None else _schedule("beta", beta)
     if not lr_at(1) > 0:
         raise ConfigError(f"expected lr > 0, got {lr_at(1)}")
@@ -216,12 +220,7 @@ def fit(
             shapes = batches.shapes()
             _meet(vae, steps, shapes)
             if resume is not None:
-                best = restore(resume, vae, steps, history)
-                if patience is not None and best is None and any("valid_neg_elbo" in row for row in history):
-                    raise ConfigError(
-                        f"patience: {resume} was written without it and kept only the last model, not the best: resume "
-                        "without patience, or train anew with it"
-                    )
+                best = restore(resume, vae, steps, history, patience is not None)
             bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress, dynamic_ncols=True)
             with bar:
                 for epoch in range(len(history) + 1, epochs + 1):
@@ -285,7 +284,8 @@ def _described(vae: VAE) -> dict[str, Any] | None:
     except PartError:
         return None
     del description["beta"]
-    return description
+    # Infinities are no numbers to JSON either, and few of them are settings.
+    return json.loads(json.dumps(description), parse_constant=str)
 
 
 def _meet(vae: VAE, steps: CapturedSVI, shapes: list[tuple[Any, ...]]) -> None:
@@ -297,15 +297,16 @@ def _meet(vae: VAE, steps: CapturedSVI, shapes: list[tuple[Any, ...]]) -> None:
 def _together(optim: Callable[..., torch.optim.Optimizer], lr: float, device: torch.device) -> Any:
     """The optimiser, fused where it can be; on CUDA so that a graph may hold its step, with a rate that can change."""
     options: dict[str, Any] = {"lr": lr}
-    chosen = optim.keywords.keys() if isinstance(optim, functools.partial) else set()
+    chosen = optim.keywords if isinstance(optim, functools.partial) else {}
     try:
         accepted = inspect.signature(optim).parameters
     except (TypeError, ValueError):
         accepted = inspect.signature(lambda **kwargs: None).parameters
     # There is one implementation at a time, and the caller's choice comes first.
-    if "fused" in accepted and not chosen & {"fused", "foreach", "differentiable"}:
+    other = chosen.get("foreach") or chosen.get("differentiable")
+    if "fused" in accepted and "fused" not in chosen and not other:
         options["fused"] = True
-    if "capturable" in accepted and "capturable" not in chosen and device.type == "cuda":
+    if "capturable" in accepted and chosen.get("capturable", True) and device.type == "cuda":
         options |= {"capturable": True, "lr": torch.tensor(lr, device=device)}
     return functools.partial(optim, **options)
 
@@ -355,7 +356,7 @@ def _epoch(vae: VAE, steps: CapturedSVI, batches: Batches) -> dict[str, float]:
         steps.step(*inputs)
         rows += len(inputs[0])
     if not rows:
-        raise DataError("expected batches in every epoch, got a DataLoader with none left: it can be read only once")
+        raise DataError(READ_ONCE)
     sums = steps.read()
     seconds = time.perf_counter() - started
     vae.eval()
@@ -368,7 +369,10 @@ def _validate(vae: VAE, batches: Batches, seed: int | None) -> dict[str, float]:
     """Return the −ELBO per datum at β = 1, from the same random numbers every time and none of training's."""
     vae.eval()
     with seeded(seed or 0, batches.device), torch.no_grad():
-        terms = torch.cat([torch.stack(elbo_terms(vae, x, y, 1, *mask), -1) for x, y, *mask in batches.in_order()])
+        found = [torch.stack(elbo_terms(vae, x, y, 1, *mask), -1) for x, y, *mask in batches.in_order()]
+    if not found:
+        raise DataError(READ_ONCE)
+    terms = torch.cat(found)
     reconstruction, kl = terms.double().mean(0).tolist()
     if not math.isfinite(reconstruction + kl):
         row = int(terms.isfinite().all(-1).int().argmin())

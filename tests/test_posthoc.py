@@ -59,7 +59,8 @@ def test_a_condition_that_does_not_say_its_size_is_not_dropped():
     with pytest.raises(ConfigError, match=r"'context': n"):
         pv.fit_prior(vae, data, "Gaussian", **options)
     assert pv.fit_prior(vae, data, {"name": "Gaussian", "context": 3}, **options).prior.context == 3
-    assert isinstance(pv.fit_prior(vae, data, {"name": "Gaussian", "context": 0}, **options).prior, pv.Unconditional)
+    for ignoring in ({"name": "Gaussian", "context": 0}, {"name": "Unconditional", "part": "Gaussian"}):
+        assert isinstance(pv.fit_prior(vae, data, ignoring, **options).prior, pv.Unconditional)
 
 
 @pytest.mark.parametrize("prior", ["GMM", "MAF", {"name": "Gaussian"}], ids=str)

@@ -838,6 +838,9 @@ def test_a_loader_that_can_be_read_once_says_so() -> None:
 
     with pytest.raises(DataError, match="read only once"):
         run(a_vae(), DataLoader(Once(), 8), epochs=3)
+    Once.rows = iter(binary())
+    with pytest.raises(DataError, match="read only once"):
+        run(a_vae(), binary(), DataLoader(Once(), 8), epochs=3)
 
 
 @pytest.mark.parametrize(("likelihood", "pixel"), [("Beta", 1 - 1e-9), ("Gaussian", 1e39)])
@@ -928,9 +931,46 @@ def test_beta_that_goes_through_zero_resumes_bit_identically(stop: int, tmp_path
 
 def test_patience_that_comes_after_the_best_is_refused(tmp_path: Path) -> None:
     x, vae = binary(), a_vae()
-    run(vae, x, x, checkpoint=tmp_path)
-    with pytest.raises(ConfigError, match="kept only the last model"):
-        run(vae, x, x, epochs=3, patience=1, resume=tmp_path)
+    run(vae, x, x, lr=0.01, patience=5, checkpoint=tmp_path)
+    run(vae, x, x, epochs=9, lr=0.01, resume=tmp_path)
+    before = weights(vae)
+    # The best that is kept is of the second epoch, which is no longer the best.
+    with pytest.raises(ConfigError, match="has not kept the best model"):
+        run(vae, x, x, epochs=10, patience=1, resume=tmp_path)
+    assert same(weights(vae), before)
+
+
+def test_a_state_that_tells_less_is_resumed(tmp_path: Path) -> None:
+    """Written when there were fewer settings to tell; or with a schedule, which β then goes on without."""
+    x, vae = binary(), a_vae()
+    run(vae, x, beta=warmup(2), checkpoint=tmp_path)
+    assert len(run(vae, x, epochs=3, resume=tmp_path)) == 3
+    path = tmp_path / "training.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["model"]
+    path.write_text(json.dumps(record))
+    assert len(run(vae, x, epochs=4, resume=tmp_path)) == 4
+
+
+def test_whatever_a_model_is_made_of_can_be_written(tmp_path: Path) -> None:
+    def a_model(least: float) -> pv.VAE:
+        return a_vae(likelihood={"name": "Gaussian", "sigma": "output", "clamp": (least, 14.0)})
+
+    x = torch.randn(1, N).T.expand(N, D)
+    run(a_model(-math.inf), x, clip=torch.tensor(5.0).numpy(), checkpoint=tmp_path)
+    run(a_model(-math.inf), x, epochs=3, clip=5.0, resume=tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"model.likelihood.clamp: \['-Infinity', 14.0\] then, \[-7.0, 14.0\] now"
+    ):
+        run(a_model(-7.0), x, epochs=3, clip=5.0, resume=tmp_path)
+
+
+def test_a_column_of_any_strides_is_rows() -> None:
+    x, y = torch.rand(1, N).T, torch.rand(1, N).T
+    assert x.is_contiguous()
+    assert x.stride(-1) != 1
+    vae = pv.vae((1,), 2, hidden=[4], likelihood="Gaussian", condition={"name": "Continuous", "features": 1})
+    run(vae, (x, y))
 
 
 def test_what_was_fitted_can_be_pickled_and_fitted_again(tmp_path: Path) -> None:

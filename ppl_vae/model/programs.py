@@ -366,7 +366,7 @@ class Programs(nn.Module):
             raise DataError("expected at least one row of data, got none")
         check_x = getattr(self.likelihood, "check", None) or check_finite
         check_x(x)
-        if x.is_floating_point() and x.dtype != (own := self._beta.dtype):
+        if x.dtype != (own := self._beta.dtype):
             try:
                 # What is inside the support can be rounded out of it.
                 check_x(x.to(own))

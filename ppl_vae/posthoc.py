@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 
 from . import presets
-from .conditions import OneHot
 from .errors import ConfigError, PartError
 from .model import VAE
 from .training import fit
@@ -34,7 +33,7 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
 
     Raises:
         PartError: if the prior has nothing to fit, or shares parameters with the parts that are frozen and no others;
-            or is the model's own, which the fit would change.
+            or is the model's own, which the fit would change; or the model is more than its parts.
         ConfigError: for an option that does not apply.
 
     Reference:
@@ -49,6 +48,11 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     """
     if "beta" in options:
         raise ConfigError("beta: it weighs the prior against the likelihood, and here the prior alone is fitted")
+    if type(vae) is not VAE:
+        raise PartError(
+            f"expected a VAE, which its parts describe, got a {type(vae).__name__}: fit the prior of the VAE inside, "
+            "on rows with labels, and put the result in its place"
+        )
     part: Any = prior
     if isinstance(prior, str | Mapping):
         sizes = [getattr(of, "features", None) for of in (vae.encoder, vae.likelihood, vae.prior)]
@@ -61,7 +65,8 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
                 f"{getattr(vae.condition, '__name__', type(vae.condition).__name__)}: pass "
                 "{'name': ..., 'context': n}, with 0 to ignore y"
             )
-        shared["classes"] = vae.condition.classes if isinstance(vae.condition, OneHot) else None
+        classes = getattr(vae.condition, "classes", None)
+        shared["classes"] = classes if isinstance(classes, int) else None
         shared = {key: value for key, value in shared.items() if value is not None}
         spec = presets.complete("prior", prior, **shared)
         part = presets.make("prior", spec, conditional=vae.condition is not None, encoder=vae.encoder)

@@ -170,6 +170,39 @@ def test_captured_steps_say_it_too(name):
         svi.step(*data)
 
 
+MISFITS = {
+    "over one feature": (lambda c: dist.Normal(c.new_zeros(1), 1.0).to_event(1), None, ShapeError, r"latent \(2,\)"),
+    "over five features": (lambda c: dist.Normal(c.new_zeros(5), 1.0).to_event(1), None, ShapeError, r"over \(5,\)"),
+    "without an event": (lambda c: dist.Normal(c.new_zeros(2), 1.0), None, ShapeError, r"over \(\).*to_event"),
+    "a sphere under a Gaussian": (pv.priors.Sphere(2), None, PartError, "outside the support"),
+    "a Gaussian under a sphere": (
+        pv.Unconditional(pv.priors.Standard(2)),
+        pv.encoders.PowerSpherical(2, (4,), 3),
+        PartError,
+        r"take priors.Sphere",
+    ),
+}
+ASKED = {
+    "log_prob": lambda vae: vae.log_prob(X, Y, samples=3),
+    "evaluate": lambda vae: pv.evaluate(vae, X, Y, samples=3, draws=2),
+    "log_likelihood": lambda vae: pv.evaluation.log_likelihood(vae, X, Y, samples=3, progress=False),
+    "elbo_terms": lambda vae: pv.objectives.elbo_terms(vae, X, Y),
+    "impute": lambda vae: vae.impute(X, Y, mask=X == 0),
+    "sample": lambda vae: vae.sample(3, Y),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_prior_that_does_not_fit_is_seen_without_training(name, asked):
+    prior, encoder, error, message = MISFITS[name]
+    if asked == "sample" and error is PartError:
+        assert ASKED[asked](cvae(prior, encoder)).shape == (3, 6, 4)  # A prior alone is what it says.
+        return
+    with pytest.raises(error, match=message):
+        ASKED[asked](cvae(prior, encoder))
+
+
 def test_the_ways_out_work():
     x = torch.ones(6, 4)
     assert loss(cvae(pv.Unconditional(flows.NSF(2, transforms=1, hidden_features=(8,)))), x, Y) > 0

@@ -50,6 +50,12 @@ def test_a_named_prior_has_the_precision_of_the_model(prior):
     assert new.sample(2, y=1).dtype == torch.float64
 
 
+def test_a_model_that_is_more_than_its_parts_is_refused():
+    vae = pv.SemiSupervised(pv.cvae((4,), 2, 3), pv.encoders.Classifier(3, (4,)))
+    with pytest.raises(PartError, match="the VAE inside"):
+        pv.fit_prior(vae, (torch.rand(20, 4).round(), torch.arange(20) % 3), "MAF", progress=False)
+
+
 def test_a_condition_that_does_not_say_its_size_is_not_dropped():
     one_hot = pv.OneHot(3)
     encoder = pv.Unconditional(pv.encoders.Gaussian(2, (4,)))

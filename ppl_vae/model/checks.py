@@ -12,10 +12,19 @@ import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ..distributions import as_pyro
+from ..distributions import as_pyro, spheres
 from ..errors import DataError, PartError, ShapeError
 
-__all__ = ["as_tensor", "check_data", "check_pair", "check_part", "check_rows", "given_by"]
+__all__ = [
+    "as_tensor",
+    "check_data",
+    "check_latent",
+    "check_pair",
+    "check_part",
+    "check_rows",
+    "check_spheres",
+    "given_by",
+]
 
 
 def check_part(kind: str, part: Any, *inputs: str) -> None:
@@ -78,13 +87,30 @@ def check_data(likelihood: Any, x: Tensor | None) -> None:
         check(x)
 
 
-def check_pair(z: Tensor, prior: Any) -> None:
-    """Raise unless z, where the guide has drawn it, is something that the prior could have drawn."""
-    if z.shape[-1:] != prior.event_shape:
+def check_latent(features: int, prior: Any) -> None:
+    """Raise unless the prior is a distribution over so many latent features."""
+    if prior.event_shape != (features,):
         raise ShapeError(
-            f"prior: expected a distribution over the latent ({z.shape[-1]},) that the encoder draws, got one over "
+            f"prior: expected a distribution over the latent ({features},) that the encoder draws, got one over "
             f"{tuple(prior.event_shape)}: give both the same number of features, and end the prior in .to_event(1)"
         )
+
+
+def check_spheres(q: Any, prior: Any) -> None:
+    """Raise unless the prior has a sphere where the encoder has one: log p − log q would mix volumes and surfaces."""
+    if not is_validation_enabled():
+        return
+    on, size = spheres(q.support, q.event_shape.numel()), prior.event_shape.numel()
+    if on and not on <= spheres(prior.support, size):
+        raise PartError(
+            f"encoder: {type(q).__name__} draws points on a sphere, where a prior over all of space has no mass: "
+            "take priors.Sphere (in a Chain, at the same place)"
+        )
+
+
+def check_pair(z: Tensor, prior: Any) -> None:
+    """Raise unless z, where the guide has drawn it, is something that the prior could have drawn."""
+    check_latent(z.shape[-1], prior)
     # A z that is not finite has an error of its own, which names the step.
     if is_validation_enabled() and bool(z.isfinite().all()) and not prior.support.check(z).all():
         name = type(getattr(prior, "base_dist", prior)).__name__

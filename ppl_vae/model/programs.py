@@ -26,7 +26,7 @@ from ..data import check_finite
 from ..devices import cuda_devices
 from ..distributions import is_point, spheres, zuko
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, PplVaeError, ShapeError
-from .checks import as_tensor, check_data, check_pair, check_part, check_rows, given_by
+from .checks import as_tensor, check_data, check_pair, check_part, check_rows, check_spheres, given_by
 from .masking import given, observed
 
 __all__ = ["NO_PRIOR", "Programs"]
@@ -224,13 +224,8 @@ class Programs(nn.Module):
                 f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
                 "hold back: give the model a prior"
             )
-        size = q.event_shape.numel()
-        on = spheres(q.support, size) if is_validation_enabled() else set()
-        if on and not on <= spheres(self._prior(c).support, size):
-            raise PartError(
-                f"encoder: {type(q).__name__} draws points on a sphere, where a prior over all of space has no mass: "
-                "take priors.Sphere (in a Chain, at the same place)"
-            )
+        if spheres(q.support, q.event_shape.numel()):
+            check_spheres(q, self._prior(c))
         return q
 
     def _encoded(self, x: Tensor | None, c: Tensor | None) -> Any:

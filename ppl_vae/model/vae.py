@@ -17,7 +17,7 @@ from torch import Tensor
 from ..distributions import as_pyro, is_point, onto_spheres, transport
 from ..errors import ConfigError, NoDensityError, check_positive
 from ..parts import Unconditional
-from .checks import check_rows, given_by
+from .checks import check_latent, check_pair, check_rows, check_spheres, given_by
 from .masking import given, observed
 from .programs import NO_PRIOR, Programs
 
@@ -74,11 +74,14 @@ class VAE(Programs):
 
         Raises:
             NoDensityError: if the model has no prior.
+            ShapeError: if the prior is over another number of features than the encoder gives.
         """
         if self.prior is None:
             raise NoDensityError(NO_PRIOR)
         c = self._context(y)
         p = self._prior(c)
+        if isinstance(features := getattr(self.encoder, "features", None), int):
+            check_latent(features, p)
         batch = torch.Size() if c is None else c.shape[:-1]
         return p.expand(torch.broadcast_shapes(p.batch_shape, batch))
 
@@ -289,11 +292,15 @@ class VAE(Programs):
                 "a point (Delta) has no density, so it gives no importance weights: take proposal='prior' where the "
                 "prior has one"
             )
+        if proposal != "prior":
+            check_spheres(q, p)
         chunk = max(1, (memory or _CHUNK) // self.numbers(x))
         for done in range(0, samples, chunk):
             # rsample, because a flow then scores its own draw without being inverted.
             draw = q.rsample if q.has_rsample else q.sample
             z = draw((min(chunk, samples - done),))
+            if not done:
+                check_pair(z, p)
             likelihood, seen = self.decode(z, y), x
             if mask is not None:
                 likelihood, seen = observed(likelihood, x, mask)

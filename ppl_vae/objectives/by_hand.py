@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from ..errors import NoClosedFormError, ShapeError
 from ..model import VAE
+from ..model.checks import check_pair, check_spheres
 from ..model.masking import given, observed
 
 __all__ = ["analytic_elbo", "elbo_terms", "kl_gaussian", "kl_standard", "log_likelihood"]
@@ -155,6 +156,8 @@ def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1, mask: Tensor |
     if vae.prior is None:
         return reconstruction, torch.zeros_like(reconstruction)
     p = vae.prior_given(y)
+    check_spheres(q, p)
+    check_pair(z, p)
     try:
         kl = kl_divergence(q, p)
     except NotImplementedError:

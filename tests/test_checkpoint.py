@@ -131,6 +131,10 @@ def test_constants_are_as_precise_as_the_model(likelihood: dict[str, Any], tmp_p
     for other in (pv.load(tmp_path), copy.deepcopy(vae).float().double()):
         for name, value in vae.likelihood.named_buffers():
             assert torch.equal(dict(other.likelihood.named_buffers())[name], value)
+    # What was set since then is nobody else's to set.
+    for name in vae.likelihood._constants:
+        vae.likelihood.get_buffer(name).fill_(0.5)
+        assert (vae.likelihood.to("cpu").get_buffer(name) == 0.5).all()
 
 
 def test_the_path_that_save_returns_is_one_to_load(tmp_path: Path) -> None:

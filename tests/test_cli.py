@@ -175,6 +175,7 @@ def test_a_thorough_evaluation_says_what_it_leaves_out(tmp_path: Path, capsys: A
     capsys.readouterr()
     ok("evaluate", str(tmp_path / "run"), "--samples", "30", "--thorough", "true")
     printed = capsys.readouterr().out
+    assert not (tmp_path / "run" / "manifold.png").exists()  # A square of z, of which a circle has next to nothing.
     assert "left out: quality: expected data with labels" in printed
     assert "left out: bounds: prior: expected a density over all" in printed
     assert "calibration: " in printed

@@ -14,6 +14,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from .. import data, plots
 from ..devices import seeded
+from ..distributions import spheres
 from ..errors import ConfigError, LabelError, NoClosedFormError, NoDensityError, PartError, PplVaeError
 from ..evaluation import (
     Calibration,
@@ -237,7 +238,8 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path]
             moved = _translated(vae, x[styles], y[styles], classes[:, None]).transpose(0, 1).cpu()
             title = "the style of one image in every label"
             figures["styles"] = plots.translations(x[styles], moved, classes, vrange=vrange, title=title)
-        if images and z.shape[-1] == 2 and classes is None:
+        # A grid is not of a circle, where a latent of two may lie.
+        if images and z.shape[-1] == 2 and classes is None and not spheres(vae.encode(x[:1]).support, 2):
             axis = torch.linspace(-3, 3, 15)
             grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
             figures["manifold"] = plots.manifold(vae.decode(grid).mean.cpu(), axis, axis, vrange=vrange)

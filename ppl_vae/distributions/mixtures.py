@@ -7,6 +7,9 @@ r"""Mixtures of diagonal Gaussians whose draws can be differentiated, in the wei
 :math:`F(z)` is uniform noise if z is a draw: keeping it fixed while the parameters move says how the draw moves with
 them. The component a draw came from plays no part, so nothing discrete has to be differentiated.
 
+The gradient of the weights is carried by draws between the components. Where these are several standard deviations
+apart hardly any are there: it stays unbiased, but of so heavy a tail that the mean of thousands of draws can miss it.
+
 Reference:
     Implicit Reparameterization Gradients (Figurnov, Mohamed and Mnih, 2018)
 """

@@ -21,6 +21,8 @@ __all__ = ["Mixture"]
 class Mixture(Encoder):
     r"""A mixture of diagonal Gaussians as posterior; its draws are differentiable, in the weights as well.
 
+    In the weights that is of use only where components overlap: :mod:`ppl_vae.distributions.mixtures` says why.
+
     .. math:: q(z \mid x, y) = \sum_{k=1}^K \pi_k\, \mathcal{N}(z; \mu_k, \operatorname{diag} \sigma_k^2), \qquad
         (\log \pi, \mu, \log \sigma^2) = \mathrm{network}([(x - \text{shift}) / \text{scale};\ c])
 

@@ -48,10 +48,12 @@ class Likelihood(Part):
         self.register_buffer(name, torch.tensor(value, dtype=torch.get_default_dtype()), persistent=False)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        before = {name: getattr(self, name).dtype for name in self._constants}
         super()._apply(*args, **kwargs)
-        # A 0.1 that was a float32 would stay one in float64.
-        for name, value in self._constants.items():
-            getattr(self, name).copy_(torch.tensor(value, dtype=torch.float64))
+        for name, dtype in before.items():
+            if (constant := getattr(self, name)).dtype != dtype:
+                # A 0.1 that was a float32 would stay one in float64.
+                constant.copy_(torch.tensor(self._constants[name], dtype=torch.float64))
         return self
 
     def body(self, hidden: Sequence[int], network: Any, numbers: int = 1) -> Network:

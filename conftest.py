@@ -6,9 +6,10 @@ for the run and shown where one fails, and ``PPL_VAE_SEED=123`` sets it.
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -53,6 +54,15 @@ def seed(request: pytest.FixtureRequest) -> int:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The device the suite was asked to run on."""
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def recording(device: torch.device) -> tuple[str, Callable[[float], Any]]:
+    """What ``CapturedSVI`` records by on the device, and of a rate an Adam that a recording there can hold."""
+    if device.type == "cpu":
+        return "graph", lambda lr: functools.partial(torch.optim.Adam, lr=lr)
+    held = {"fused": True, "capturable": True}
+    return "cudagraph", lambda lr: functools.partial(torch.optim.Adam, lr=torch.tensor(lr, device=device), **held)
 
 
 @pytest.fixture(autouse=True)

@@ -50,7 +50,9 @@ else:
     codes = [z[:, used] for z in codes]
     likelihood = "Gaussian"
 
-known = torch.cat([(grey.train.y == k).nonzero()[: args.labels // 10, 0] for k in range(10)])
+# Which rows keep their label is the seed's choice, as many of each class.
+order = torch.randperm(len(grey.train.y), generator=torch.Generator().manual_seed(args.seed))
+known = torch.cat([order[grey.train.y[order] == k][: args.labels // 10] for k in range(10)])
 y = torch.full_like(grey.train.y, -1)
 y[known] = grey.train.y[known]
 rows = torch.cat([torch.arange(len(y)), known.repeat(args.repeat)])

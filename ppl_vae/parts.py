@@ -93,7 +93,7 @@ class Unconditional(Part):
         """Whether the wrapped encoder is told which pixels are seen."""
         return getattr(self.part, "sees_mask", False)
 
-    def start_from(self, x: Tensor) -> None:
+    def start_from(self, x: Any) -> None:
         """Hand data to the wrapped likelihood, which sets its output's bias from them."""
         if (start := getattr(self.part, "start_from", None)) is None:
             raise PartError(f"start_from: expected a part that starts from data, got {type(self.part).__name__}")

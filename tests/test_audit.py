@@ -854,7 +854,9 @@ def test_leaves_everything_as_it_was():
     assert {p.dtype for p in vae.parameters()} == {torch.float32}
     assert set(pyro.get_param_store()) == keys == {"mine"}
     assert torch.equal(x, x_before)
-    assert capacity.constrain(torch.zeros(1)) == 0
+    # No epoch has begun, as before.
+    with pytest.raises(ConfigError, match="begin_epoch"):
+        capacity.constrain(torch.zeros(1))
     assert torch.distributions.Distribution._validate_args
 
 

@@ -223,7 +223,10 @@ def test_the_capacity_rises_and_stays():
     def now(objective):
         return (objective.constrain(torch.zeros(1)) / objective.gamma).item()
 
-    assert now(rising) == 0
+    with pytest.raises(ConfigError, match=r"begin_epoch\(epoch\), counted from 1"):
+        now(rising)
+    with pytest.raises(ConfigError, match="epoch"):
+        rising.begin_epoch(0)
     found = []
     for epoch in range(1, 7):
         rising.begin_epoch(epoch)

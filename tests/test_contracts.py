@@ -743,15 +743,13 @@ TAKES_STOCK_STEPS = {"CNF"}
 
 @cases()
 @pytest.mark.filterwarnings("ignore::ppl_vae.capture.CaptureWarning")
-def test_captured_steps_equal_stock(case, device):
+def test_captured_steps_equal_stock(case, device, recording):
     """Every loss of twelve steps, so gradients, updates and random numbers as well."""
-    vae, backend = case.vae().to(device), "cudagraph" if device.type == "cuda" else "graph"
+    vae, (backend, adam) = case.vae().to(device), recording
     twin = copy.deepcopy(vae)
     x, y = case.x(), case.y()
     stock = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-    held = {"fused": True, "capturable": True} if device.type == "cuda" else {}
-    adam = functools.partial(torch.optim.Adam, lr=torch.tensor(1e-2, device=device) if held else 1e-2, **held)
-    captured = CapturedSVI(twin.model, twin.guide, adam, Trace_ELBO(), backend=backend)
+    captured = CapturedSVI(twin.model, twin.guide, adam(1e-2), Trace_ELBO(), backend=backend)
     losses = []
     for svi in (stock, captured):
         torch.manual_seed(0)

@@ -4,6 +4,7 @@ Statistical tests take α = 1e-6 each, with 20,000 draws and fixed seeds: a Kolm
 and in a χ² test a probability of 0.3 that is off by a tenth.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -593,6 +594,29 @@ def test_start_from_sets_the_mean_of_every_pixel(name, spread):
     if name == "DiscretizedLogistic":
         torch.testing.assert_close(p.base_dist.loc, mean, rtol=1e-5, atol=1e-5)
     assert p.log_prob(x).mean() > before
+
+
+def test_start_from_takes_a_split_and_draws_what_training_draws():
+    p = torch.tensor([0.0, 0.2, 0.5, 0.9]).expand(40_000, -1)
+    part = likelihoods.Bernoulli((4,), LATENT, hidden=(4,))
+    with pytest.raises(DataError, match="grey"):
+        part.start_from(p)
+    part.start_from(pv.data.Split(p, binarize="dynamic"))
+    # Five standard errors; what never occurred is held at a thousandth.
+    expected = torch.tensor([0.001, 0.2, 0.5, 0.9])
+    torch.testing.assert_close(without_weights(part).mean, expected, rtol=0, atol=5 * 0.5 / 200)
+    part.start_from(pv.data.Split(p.round()))
+    torch.testing.assert_close(without_weights(part).mean, torch.tensor([0.001, 0.001, 0.001, 0.999]))
+
+
+def test_start_from_checks_what_the_network_will_see():
+    part = likelihoods.Gaussian((1,), LATENT, hidden=(4,))
+    before = copy.deepcopy(part.state_dict())
+    with pytest.raises(DataError, match="finite"):
+        part.start_from(torch.tensor([[1e39]], dtype=torch.float64))
+    with pytest.raises(DataError, match="at least one row"):
+        part.start_from(torch.zeros(0, 1))
+    assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["Gaussian", "Laplace", "StudentT", "DiscretizedLogistic", "Beta", "NegativeBinomial"])

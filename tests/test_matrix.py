@@ -11,8 +11,10 @@ ONCE = matrix.each_once(VALID)
 
 
 def test_every_part_is_in_the_matrix():
+    """With a condition and without."""
     for i, kind in enumerate(matrix.TABLES):
-        assert {cell[i] for cell in ONCE} == set(matrix.TABLES[kind])
+        found = {(cell[i], cell.conditional) for cell in ONCE}
+        assert found == {(name, conditional) for name in matrix.TABLES[kind] for conditional in (False, True)}
 
 
 def test_all_pairs_are_covered():

@@ -1,5 +1,6 @@
 """Unseen pixels: drawn from the right conditional distribution, and never looked at."""
 
+import copy
 import math
 
 import pyro
@@ -140,15 +141,29 @@ def test_what_is_not_seen_is_not_looked_at_by_an_encoder_that_is_told():
     assert vae.impute(torch.where(mask, x, math.nan), y, mask=mask, n=4).shape == (4, 2, 1, 2, 2)
 
 
-def test_steps_with_a_mask_are_captured():
-    losses = []
-    for make, options in ((SVI, {}), (CapturedSVI, {"backend": "graph"})):
-        vae, x = masked()
-        y, mask = torch.tensor([1, 2]), torch.tensor([True, True, False, True]).reshape(1, 1, 2, 2).expand_as(x)
-        svi = make(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), **options)
+def test_steps_with_a_mask_are_captured(device, recording):
+    backend, adam = recording
+    vae, x = masked()
+    y, mask = torch.tensor([1, 2]), torch.tensor([True, True, False, True]).reshape(1, 1, 2, 2).expand_as(x)
+    twin, losses = copy.deepcopy(vae.to(device)), []
+    stock = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    captured = CapturedSVI(twin.model, twin.guide, adam(0.01), Trace_ELBO(), backend=backend)
+    for svi in (stock, captured):
         torch.manual_seed(1)
-        losses.append([svi.step(x, y, mask if i % 2 else ~mask) for i in range(8)])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        losses.append([float(svi.step(x, y, mask if i % 2 else ~mask)) for i in range(8)])
+    assert captured.backend == backend
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_imputing_follows_the_dtype_and_the_device(dtype, device):
+    vae, x = masked()
+    vae.to(device, dtype)
+    mask = torch.tensor([True, True, False, True]).reshape(1, 1, 2, 2).expand_as(x)
+    draws = vae.impute(torch.where(mask, x, math.nan), torch.tensor([1, 2]), mask=mask, n=3, candidates=10)
+    assert (draws.dtype, draws.device.type) == (dtype, device.type)
+    # Of what is seen, every draw is x itself.
+    assert torch.equal(draws[..., mask].cpu(), x[mask].to(dtype).expand(3, -1))
 
 
 def test_a_masked_encoder_is_saved_by_name(tmp_path):

@@ -47,7 +47,7 @@ def make(seed: int) -> pv.VAE:
         model = pv.cvae(grey.x_shape, 100, 10, prior={"name": "Gaussian", **shared}, **shared)
     else:
         model = pv.vae(grey.x_shape, 50, **shared)
-    model.likelihood.start_from(torch.bernoulli(train.x))
+    model.likelihood.start_from(train)
     return model
 
 

@@ -144,10 +144,8 @@ def thorough(vae: VAE, source: data.Data, split: data.Split, seed: int) -> tuple
 
 def _drawn(split: data.Split, seed: int) -> torch.Tensor:
     """Pixels of the kind that a model draws: of a split that is binarised anew in every step, once."""
-    if split.binarize != "dynamic":
-        return split.x
     with seeded(seed, split.x.device):
-        return split.x.bernoulli()
+        return split.draw()
 
 
 def draw_likelihood(found: LogLikelihood, out: Path) -> Path:

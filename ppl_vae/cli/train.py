@@ -61,9 +61,8 @@ def train(words: list[str]) -> None:
     with seeded(options.seed, torch.device("cpu")):
         vae = _build(options, parser.get_defaults(skip_validation=True), source)
         if options.start_from_data and not options.resume:
-            x = source.train.x
             likelihood: Any = vae.likelihood
-            likelihood.start_from(torch.bernoulli(x) if source.train.binarize == "dynamic" else x)
+            likelihood.start_from(source.train)
     typed = options.as_dict()
     for key in ("config", "print_config", "overwrite", "resume"):
         del typed[key]

@@ -68,6 +68,15 @@ class Split(torch.utils.data.Dataset[tuple[Tensor, ...]]):
         at = rows if isinstance(rows, slice) else torch.as_tensor(rows)
         return dataclasses.replace(self, x=self.x[at], y=None if self.y is None else self.y[at])
 
+    def draw(self) -> Tensor:
+        """The pixels; where x holds probabilities, 0/1 pixels drawn from them, anew with every call.
+
+        Example:
+            >>> Split(torch.tensor([[0.0, 1.0]]), binarize="dynamic").draw()
+            tensor([[0., 1.]])
+        """
+        return torch.bernoulli(self.x) if self.binarize == "dynamic" else self.x
+
     def head(self, n: int) -> Split:
         """The first n rows, or all of them where there are fewer."""
         if n < 1:

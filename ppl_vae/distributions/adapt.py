@@ -26,7 +26,7 @@ from torch.distributions import Distribution, constraints
 
 from ..errors import NoClosedFormError, PartError
 
-__all__ = ["as_pyro", "inside", "is_point", "transport", "zuko"]
+__all__ = ["as_pyro", "inside", "is_ode", "is_point", "transport", "zuko"]
 
 
 def _import_zuko() -> Any:
@@ -183,6 +183,14 @@ def is_point(d: Any) -> bool:
         (True, False)
     """
     return isinstance(getattr(d, "base_dist", d), dist.Delta)
+
+
+def is_ode(module: Any) -> bool:
+    """Return whether a module is the transform of a continuous flow, whose mode is not what others' is.
+
+    All that it decides is whether the flow's parameters get a gradient.
+    """
+    return isinstance(module, zuko.flows.FFJTransform)
 
 
 def inside(support: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..data import check_finite
+from ..data import Split, check_finite
 from ..errors import ConfigError, DataError, ShapeError, check_positive
 from ..networks import Network
 from ..parts import Part, check_context
@@ -89,25 +89,25 @@ class Likelihood(Part):
         """Raise a DataError for values outside the support; any finite value is inside it unless a class says more."""
 
     @torch.no_grad()
-    def start_from(self, x: Tensor) -> None:
+    def start_from(self, x: Tensor | Split) -> None:
         """Let the biases say what data look like, before training: the mean of x, a pixel at a time.
 
         It sets the bias of the network's last layer, so that with weights of zero the likelihood's mean is that of the
         data; a learned spread starts at the spread around it. Pixels that never vary are kept from certainty.
 
         Arguments:
-            x: (*, *x_shape), such as the training set.
+            x: (*, *x_shape), or a data set's training split; pixels that are drawn in training are drawn here, once.
 
         Raises:
             DataError: if there are no rows, or none that this likelihood can have generated.
             PartError: if the network's last layer has no bias.
         """
-        self.check(x)
-        rows = x.reshape(-1, *self.x_shape)
-        if not len(rows):
+        x = x.draw() if isinstance(x, Split) else x
+        if not x.numel():
             raise DataError("start_from: expected at least one row of data, got none")
-        like = next(self.network.parameters(), torch.zeros(()))
-        self._start(rows.to(like))
+        x = x.to(next(self.network.parameters(), torch.zeros(())))
+        self.check(x)
+        self._start(x.reshape(-1, *self.x_shape))
 
     def _start(self, x: Tensor) -> None:
         """Set biases and what else is learned, for x (N, *x_shape)."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..data import check_finite
 from ..devices import cuda_devices
-from ..distributions import is_point, spheres, zuko
+from ..distributions import is_ode, is_point, spheres
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, PplVaeError, ShapeError
 from .checks import as_tensor, check_data, check_pair, check_part, check_rows, check_spheres, given_by
 from .masking import given, observed
@@ -107,8 +107,7 @@ class Programs(nn.Module):
         """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, zuko.flows.FFJTransform):
-                # All that its mode decides is whether a continuous flow's parameters get a gradient.
+            if is_ode(module):
                 module.training = True
         for part in self.children():
             flags = [parameter.requires_grad for parameter in part.parameters()]

@@ -149,7 +149,7 @@ class Capacity(_Constrained):
         vectorize_particles, max_plate_nesting: as :class:`~ppl_vae.objectives.IWAE`.
 
     Raises:
-        ConfigError: for options that make no sense.
+        ConfigError: for options that make no sense; in a step, where C is to rise and no epoch has begun.
         NoClosedFormError: in a step, where the KL has no closed form, unless asked to sample it.
 
     Reference:
@@ -182,11 +182,13 @@ class Capacity(_Constrained):
         self.capacity, self.gamma, self.epochs, self.fallback = float(capacity), float(gamma), epochs, fallback
         # C, once more on every device and in every dtype it was asked for in. A first step, which is never a recorded
         # one, makes the tensor that later graphs hold.
-        now = self.capacity if epochs is None else 0.0
-        self._now = {("cpu", torch.float64): torch.tensor(now, dtype=torch.float64)}
+        self._now = {("cpu", torch.float64): torch.tensor(self.capacity, dtype=torch.float64)}
+        self._begun = epochs is None
 
     def begin_epoch(self, epoch: int) -> None:
         """Set C to what it is in an epoch, counted from 1."""
+        check_positive(epoch=epoch)
+        self._begun = True
         now = self.capacity if self.epochs is None else self.capacity * min(1.0, epoch / self.epochs)
         for tensor in self._now.values():
             tensor.fill_(now)
@@ -203,6 +205,11 @@ class Capacity(_Constrained):
 
     def constrain(self, kl: Tensor) -> Tensor:
         """Return γ |KL − C|, (1)."""
+        if not self._begun:
+            raise ConfigError(
+                f"Capacity(epochs={self.epochs}): expected to be told the epoch, which sets C: call begin_epoch(epoch), "
+                "counted from 1, before its steps, as fit does, or leave epochs out"
+            )
         # Half precision would round 25 nats.
         kl = kl.to(torch.promote_types(kl.dtype, torch.float32))
         key = str(kl.device), kl.dtype

@@ -183,10 +183,10 @@ class Continuous(_Condition):
         check_positive(features=features)
         super().__init__((features,), features)
         for name, value in {"shift": shift, "scale": scale}.items():
-            numbers = torch.as_tensor(value, dtype=torch.get_default_dtype())
+            numbers = torch.as_tensor(value, dtype=torch.float64)
             if numbers.shape not in ((), (features,)) or not numbers.isfinite().all():
                 raise ConfigError(f"{name}: expected one finite number, or one for each of {features}, got {value}")
-            self.register_buffer(name, numbers.expand(features).clone())
+            self.constant(name, numbers.expand(features))
         if not (self.scale > 0).all():
             raise ConfigError(f"expected scale > 0, got {scale}")
 
@@ -234,8 +234,8 @@ class Image(_Condition):
         if not scale > 0:
             raise ConfigError(f"expected scale > 0, got {scale}")
         self.network = Network(y_shape, (features,), 0, hidden, network)
-        self.register_buffer("shift", torch.tensor(float(shift)))
-        self.register_buffer("scale", torch.tensor(float(scale)))
+        self.constant("shift", float(shift))
+        self.constant("scale", float(scale))
 
     def forward(self, y: Tensor) -> Tensor:
         """Return floats (*, features) for y (*, *y_shape)."""

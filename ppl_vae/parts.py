@@ -12,7 +12,7 @@ library builds itself: a module that remembers its arguments, so that a saved mo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -38,6 +38,7 @@ class Part(nn.Module):
     """
 
     arguments: dict[str, Any]
+    _constants: dict[str, Tensor]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         """Make the object and keep the arguments for ``arguments``."""
@@ -46,6 +47,32 @@ class Part(nn.Module):
         bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs).arguments
         given = dict(list(bound.items())[1:])
         self.__dict__["arguments"] = given | given.pop("kwargs", {})
+        self.__dict__["_constants"] = {}
+        return self
+
+    def constant(self, name: str, value: float | Sequence[float] | Tensor, persistent: bool = True) -> None:
+        """Keep a setting as a buffer: a recorded graph finds it there, and it is as precise as the model's dtype.
+
+        Arguments:
+            name: the buffer's.
+            value: what it holds, whatever the dtype is later.
+            persistent: whether it is in the ``state_dict``.
+        """
+        self._constants[name] = exact = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
+        self.register_buffer(name, exact.to(torch.get_default_dtype()), persistent=persistent)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        before = {name: getattr(self, name) for name in self._constants}
+        super()._apply(*args, **kwargs)
+        for name, old in before.items():
+            new, exact = getattr(self, name), self._constants[name]
+            # A 0.1 that was a float32 would stay one in float64. One set since, by hand or from a file, is left alone.
+            if (
+                new.dtype != old.dtype
+                and not (new.is_meta or old.is_meta)
+                and torch.equal(old.cpu(), exact.to(old.dtype))
+            ):
+                new.copy_(exact)
         return self
 
 

@@ -132,9 +132,9 @@ class Fixed(Part):
             raise PartError(f"Fixed: expected a class of distributions, got {distribution!r}")
         self.distribution, self.features = distribution, features
         for i, value in enumerate(args):
-            self.register_buffer(f"arg{i}", torch.as_tensor(value, dtype=torch.get_default_dtype()))
+            self.constant(f"arg{i}", value)
         for name, value in kwargs.items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.get_default_dtype()))
+            self.constant(name, value)
         self._positional, self._keywords = len(args), tuple(kwargs)
         self()
 

@@ -114,27 +114,34 @@ def test_a_model_of_named_parts_comes_back_bit_for_bit(name: str, dtype: torch.d
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize(
-    "likelihood",
-    [
-        {"name": "StudentT", "sigma": 0.1, "df": 2.3},
-        {"name": "DiscretizedLogisticMixture", "levels": 4, "components": 3},
-    ],
-)
-def test_constants_are_as_precise_as_the_model(likelihood: dict[str, Any], tmp_path: Path) -> None:
+PRECISE: list[dict[str, Any]] = [
+    {"likelihood": {"name": "StudentT", "sigma": 0.1, "df": 2.3, "shift": 0.3, "scale": 1.7}},
+    {"likelihood": {"name": "DiscretizedLogisticMixture", "levels": 4, "components": 3}},
+    {"prior": {"name": "Fixed", "distribution": "StudentT", "args": [5.3, 0.1], "scale": 1.2}},
+    {"encoder": {"name": "Gaussian", "shift": 0.1, "scale": 0.7}},
+    {"condition": {"name": "Continuous", "features": 2, "shift": [0.1, 0.2], "scale": 0.7}},
+    {"condition": {"name": "Image", "y_shape": [1, 2, 2], "features": 2, "shift": 0.1, "scale": 0.7}},
+]
+
+
+@pytest.mark.parametrize("parts", PRECISE, ids=str)
+def test_constants_are_as_precise_as_the_model(parts: dict[str, Any], tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        vae = pv.vae((4,), 2, likelihood=likelihood)
+        vae = pv.vae((4,), 2, **parts)
     finally:
         torch.set_default_dtype(torch.float32)
+    (part,) = (getattr(vae, kind) for kind in parts)
+    assert part._constants
     pv.save(vae, tmp_path)
-    for other in (pv.load(tmp_path), copy.deepcopy(vae).float().double()):
-        for name, value in vae.likelihood.named_buffers():
-            assert torch.equal(dict(other.likelihood.named_buffers())[name], value)
-    # What was set since then is nobody else's to set.
-    for name in vae.likelihood._constants:
-        vae.likelihood.get_buffer(name).fill_(0.5)
-        assert (vae.likelihood.to("cpu").get_buffer(name) == 0.5).all()
+    for other in (pv.load(tmp_path), copy.deepcopy(vae).float().double(), pv.vae((4,), 2, **parts).double()):
+        for name, value in vae.named_buffers():
+            assert torch.equal(other.get_buffer(name), value)
+    # What was set since then is nobody else's to set: neither by a move nor by a cast.
+    for name in part._constants:
+        part.get_buffer(name).fill_(0.1)
+        assert (part.to("cpu").get_buffer(name) == 0.1).all()
+        assert (copy.deepcopy(part).float().get_buffer(name) == 0.1).all()
 
 
 def test_the_path_that_save_returns_is_one_to_load(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import ConfigError, check_positive
@@ -55,8 +54,8 @@ class Encoder(Part):
             raise ConfigError(f"expected scale > 0, got {scale}")
         self.x_shape, self.context = tuple(x_shape), context
         self.network = Network(x_shape, (width,), context, hidden, network)
-        self.register_buffer("shift", torch.tensor(float(shift)))
-        self.register_buffer("scale", torch.tensor(float(scale)))
+        self.constant("shift", float(shift))
+        self.constant("scale", float(scale))
 
     def raw(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Return the raw numbers (*, width)."""

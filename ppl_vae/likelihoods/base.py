@@ -40,21 +40,6 @@ class Likelihood(Part):
         super().__init__()
         check_positive(features=features, **{f"x_shape[{i}]": n for i, n in enumerate(x_shape)})
         self.x_shape, self.features, self.context = tuple(x_shape), features, context
-        self._constants: dict[str, Any] = {}
-
-    def constant(self, name: str, value: float | Sequence[float]) -> None:
-        """Keep a setting as a buffer: a recorded graph finds it there, and it is as precise as the model's dtype."""
-        self._constants[name] = value
-        self.register_buffer(name, torch.tensor(value, dtype=torch.get_default_dtype()), persistent=False)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        before = {name: getattr(self, name).dtype for name in self._constants}
-        super()._apply(*args, **kwargs)
-        for name, dtype in before.items():
-            if (constant := getattr(self, name)).dtype != dtype:
-                # A 0.1 that was a float32 would stay one in float64.
-                constant.copy_(torch.tensor(self._constants[name], dtype=torch.float64))
-        return self
 
     def body(self, hidden: Sequence[int], network: Any, numbers: int = 1) -> Network:
         """Return the network for so many raw numbers a pixel."""
@@ -140,7 +125,7 @@ class Spread(Likelihood):
         elif spread != "output":
             if isinstance(spread, str) or not 0 < spread < math.inf:
                 raise ConfigError(f"expected {option} > 0, 'shared', 'pixel' or 'output', got {spread!r}")
-            self.constant("fixed", float(spread))
+            self.constant("fixed", float(spread), persistent=False)
 
     def place_and_spread(self, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return what the network says about the place (*, *x_shape), and the spread, which broadcasts with it."""

@@ -132,7 +132,7 @@ class DiscretizedLogisticMixture(Likelihood):
         self.middle, self.components, self.levels, self.clamp = _middle(levels), components, levels, tuple(clamp)
         self.network = self.body(hidden, network, 3 * components)
         # The middles of K equal parts of −1 … 1.
-        self.constant("centres", [(2 * i + 1) / components - 1 for i in range(components)])
+        self.constant("centres", [(2 * i + 1) / components - 1 for i in range(components)], persistent=False)
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Any:
         """Return p(x | z, y), event shape x_shape, for z (*, features) and c (*, context)."""

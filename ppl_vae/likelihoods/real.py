@@ -46,8 +46,8 @@ class LocationScale(Spread):
             raise ConfigError(f"expected scale > 0, got {scale}")
         self.set_up(hidden, network, "sigma", sigma, clamp)
         self.sigma = sigma
-        self.register_buffer("shift", torch.tensor(float(shift)))
-        self.register_buffer("scale", torch.tensor(float(scale)))
+        self.constant("shift", float(shift))
+        self.constant("scale", float(scale))
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Any:
         """Return p(x | z, y), event shape x_shape, for z (*, features) and c (*, context)."""
@@ -216,7 +216,7 @@ class StudentT(LocationScale):
         super().__init__(x_shape, features, context, hidden, network, sigma, shift, scale, clamp)
         if not 1 < df < math.inf:
             raise ConfigError(f"expected df > 1, for a mean to exist, got {df}: Gaussian is the limit of a large df")
-        self.constant("df", float(df))
+        self.constant("df", float(df), persistent=False)
 
     def _family(self, loc: Tensor, sigma: Tensor) -> Any:
         return dist.StudentT(self.df, loc, sigma)

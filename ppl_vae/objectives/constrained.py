@@ -207,8 +207,8 @@ class Capacity(_Constrained):
         """Return γ |KL − C|, (1)."""
         if not self._begun:
             raise ConfigError(
-                f"Capacity(epochs={self.epochs}): expected to be told the epoch, which sets C: call begin_epoch(epoch), "
-                "counted from 1, before its steps, as fit does, or leave epochs out"
+                f"Capacity(epochs={self.epochs}): expected to be told the epoch, which sets C: call "
+                "begin_epoch(epoch), counted from 1, before its steps, as fit does, or leave epochs out"
             )
         # Half precision would round 25 nats.
         kl = kl.to(torch.promote_types(kl.dtype, torch.float32))

@@ -414,6 +414,29 @@ def test_the_static_step_wants_an_optimiser_that_knows_the_flag() -> None:
 # Precision
 
 
+def test_meeting_a_program_spends_no_random_number_and_what_follows_is_the_same_run(
+    device: torch.device, recording: Any
+) -> None:
+    backend, adam = recording
+    losses = []
+    for meets in (False, True):
+        torch.manual_seed(0)
+        vae = pv.vae((4,), 2, hidden=(8,)).to(device)
+        x = torch.rand(6, 4).round().to(device)
+        svi = CapturedSVI(vae.model, vae.guide, adam(1e-2), Trace_ELBO(), backend=backend)
+        torch.manual_seed(1)
+        if meets:
+            before = torch.get_rng_state(), torch.rand(3, device=device)
+            torch.manual_seed(1)
+            svi.meet(x)
+            svi.meet(x)
+            assert torch.equal(torch.get_rng_state(), before[0])
+            assert torch.equal(torch.rand(3, device=device), before[1])
+            torch.manual_seed(1)
+        losses.append([float(svi.step(x)) for _ in range(5)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
 def test_a_cuda_graph_wants_a_rate_that_it_can_look_up() -> None:
     """A number would stay what it was when the graph was captured, whatever a schedule says."""
     leaf = {"w": torch.zeros(1, requires_grad=True)}

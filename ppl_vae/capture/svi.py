@@ -274,7 +274,11 @@ class CapturedSVI(SVI):
         return next((leaf.device for leaf in self.optim.leaves.values()), torch.device("cpu"))
 
     def _generators(self) -> Generators:
-        return Generators(cuda_devices(self._device), self._program.running)
+        devices = cuda_devices(self._device)
+        if not self.optim.leaves and torch.cuda.is_initialized():
+            # Before the first run nothing says where the parameters are.
+            devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+        return Generators(devices, self._program.running)
 
     # Graphs
 

@@ -337,6 +337,26 @@ def test_a_row_goes_on_where_it_was(static: Path, tmp_path: Path) -> None:
     assert "give another --out" in other
 
 
+def test_seeds_of_another_machine_stay(static: Path, tmp_path: Path) -> None:
+    """What stands in a row's file is kept beside what is made here, and a longer run of a seed before a shorter one."""
+    file = tmp_path / "r4-1.json"
+
+    def seeds(out: str, *options: str) -> dict[int, int]:
+        places = ["--root", str(static), "--out", str(tmp_path / out), "--results", str(tmp_path)]
+        run("reproduce/r4.py", *places, "--rows", "40", *options)
+        return {seed["seed"]: seed["epochs"] for seed in json.loads(file.read_text())["seeds"]}
+
+    assert seeds("here", "--seeds", "3", "--epochs", "2") == {3: 2}
+    assert seeds("there", "--seeds", "1", "3", "--epochs", "1") == {1: 1, 3: 2}
+    found = json.loads(file.read_text())
+    assert found["mean"] == pytest.approx(sum(seed["neg_log_prob"] for seed in found["seeds"]) / 2)
+    assert found["command"].endswith("--seeds 1 3")
+    file.write_text(json.dumps({**found, "settings": {**found["settings"], "rows": None}}))
+    places = ["--root", str(static), "--out", str(tmp_path / "here"), "--results", str(tmp_path)]
+    other = refused("reproduce/r4.py", *places, "--rows", "40", "--seeds", "3", "--epochs", "2")
+    assert "give another --results" in other
+
+
 def test_r0_nears_the_optimum_from_below(tmp_path: Path) -> None:
     """In a quarter of the epochs: 0.2 nats below it where the protocol ends 0.01 below."""
     run("reproduce/r0.py", "--conditional", "--epochs", "800", "--seeds", "0", "--results", str(tmp_path))

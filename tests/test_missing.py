@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI
-from ppl_vae.errors import DataError, NoDensityError, PartError, ShapeError
+from ppl_vae.errors import ConfigError, DataError, NoDensityError, PartError, ShapeError
 from ppl_vae.model.masking import given
 
 SEEN = torch.tensor([True, True, False, True, False, True, True, False])
@@ -77,6 +77,7 @@ def test_rows_in_parts_and_one_label_for_all(monkeypatch):
     assert draws.shape == (2, 7, D)
     assert torch.equal(draws[..., SEEN], x[:, SEEN].expand(2, 7, -1))
     assert truth.vae().impute(x, 1, mask=mask).shape == (1, 7, D)
+    assert truth.vae().impute(x, y, mask, 3).shape == (3, 7, D)
     assert truth.vae().impute(x, torch.tensor([1]), mask=mask).shape == (1, 7, D)
 
 
@@ -95,6 +96,8 @@ def test_errors():
     vae, x = pv.vae((4,), 2), torch.zeros(3, 4)
     with pytest.raises(ShapeError, match="mask: expected bool"):
         vae.impute(x, mask=torch.ones(3, 4))
+    with pytest.raises(ConfigError, match="expected a mask"):
+        vae.impute(x)
     with pytest.raises(NoDensityError):
         pv.ae((4,), 2).impute(x, mask=x == 0)
     whole = pv.VAE(

@@ -3,7 +3,8 @@
 A row is a protocol. Every seed of it is a run in a folder of its own, with its settings, and its state after every
 epoch; a run that is finished is read and not made again, and one of other settings is refused. ``--epochs`` stops
 earlier, measures what there is, and calls the row partial; without it, the same run goes on from there. What comes of
-all seeds is written to ``results/<row>.json``, from which ``table.py`` makes ``docs/results.md``.
+all seeds is written to ``results/<row>.json``, from which ``table.py`` makes ``docs/results.md``. Seeds that stand
+there already, from another machine perhaps, stay there.
 """
 
 from __future__ import annotations
@@ -140,13 +141,8 @@ def run(
         }
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         print(found, flush=True)
-    finished = sorted(
-        (path for path in args.out.glob(f"{row}-*/result.json") if path.parent.name[len(row) + 1 :].isdigit()),
-        key=lambda path: int(path.parent.name[len(row) + 1 :]),
-    )
-    for path in finished:
-        _same_settings(path.parent, settings)
-    results = [result for path in finished if (result := _result(path.parent)) is not None]
+    path = args.results / f"{row}.json"
+    results = _all_seeds(path, args.out, settings)
     if not results:
         return
     values = torch.tensor([r[figure] for r in results], dtype=torch.float64)
@@ -157,13 +153,34 @@ def run(
         "complete": all(result["asked"] == asked for result in results) and not args.rows,
         "epochs": asked,
         "samples": samples,
+        "settings": settings,
         "mean": values.mean().item(),
         "spread": values.std().item() if len(values) > 1 else None,
         "seeds": results,
     }
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"{row}.json").write_text(json.dumps(summary, indent=2) + "\n")
+    path.write_text(json.dumps(summary, indent=2) + "\n")
     print(f"{row}: {figure} {summary['mean']:.2f}, {len(results)} seeds")
+
+
+def _all_seeds(path: Path, out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every seed of a row in the order of seeds, of those that are finished here and those that its file has already.
+
+    Of two results of one seed the one of more epochs counts, and the one that is here where they are the same.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before["settings"] != settings:
+            raise SystemExit(f"{path} is of {before['settings']}, and asked for is {settings}: give another --results")
+        found = {result["seed"]: result for result in before["seeds"]}
+    for folder in out.glob(f"{path.stem}-*"):
+        result = _result(folder) if folder.name[len(path.stem) + 1 :].isdigit() else None
+        if result is not None:
+            _same_settings(folder, settings)
+            if result["asked"] >= found.get(result["seed"], result)["asked"]:
+                found[result["seed"]] = result
+    return [found[seed] for seed in sorted(found)]
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

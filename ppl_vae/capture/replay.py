@@ -37,6 +37,13 @@ class Replay:
         self.static: StaticStep | None = None
         self.watched: dict[str, Tensor] = {}
 
+    @property
+    def operations(self) -> int:
+        """How many operators a run calls; a view costs nothing, and is left out."""
+        # What is no operator of torch's takes tuples apart.
+        called = [node.target for node in self.graph.graph.nodes if node.op == "call_function"]
+        return sum(not getattr(target, "is_view", True) for target in called)
+
     def compile(self, tensors: Sequence[Tensor]) -> None:
         """Run it through inductor from now on; it is run once, on these inputs, to compile it now."""
         # The eager generators, so that a seed gives the same numbers as without a compiler.

@@ -357,10 +357,7 @@ class CapturedSVI(SVI):
             return False
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return False
-        # A view costs nothing; and what is no operator of torch's takes tuples apart.
-        called = [node.target for node in replay.graph.graph.nodes if node.op == "call_function"]
-        operations = sum(not getattr(target, "is_view", True) for target in called)
-        return operations * _SAVED * self.planned > _COMPILING + operations * _COMPILING_ONE
+        return replay.operations * _SAVED * self.planned > _COMPILING + replay.operations * _COMPILING_ONE
 
     def _loss_of(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._mixed():

@@ -165,7 +165,7 @@ class VAE(Programs):
         return given_by("likelihood", self.likelihood(z, c)).mean
 
     @torch.no_grad()
-    def impute(self, x: Any, y: Any = None, *, mask: Any, n: int = 1, candidates: int = 100) -> Tensor:
+    def impute(self, x: Any, y: Any = None, mask: Any = None, n: int = 1, *, candidates: int = 100) -> Tensor:
         r"""Draw the unseen pixels from p(x_unseen | x_seen, y).
 
         .. math:: z_k \sim q(z \mid x_{\text{seen}}, y), \qquad w_k \propto
@@ -178,7 +178,7 @@ class VAE(Programs):
         Arguments:
             x: (N, *x_shape); unseen entries may be anything, NaN included.
             y: (N,) as elsewhere.
-            mask: True where a pixel is seen, of the shape of x.
+            mask: True where a pixel is seen, of the shape of x; it has to be given.
             n: how many draws.
             candidates: how many z are proposed for a row.
 
@@ -187,7 +187,8 @@ class VAE(Programs):
 
         Raises:
             NoDensityError: as :meth:`log_weights`.
-            ShapeError, PartError: for a mask of another shape, or a likelihood whose pixels are not independent.
+            ConfigError, ShapeError: for no mask, or one of another shape.
+            PartError: for a likelihood whose pixels are not independent.
 
         Reference:
             MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019)
@@ -199,6 +200,8 @@ class VAE(Programs):
             torch.Size([3, 1, 4])
         """
         check_positive(n=n, candidates=candidates)
+        if mask is None:
+            raise ConfigError("impute: expected a mask, True where x is seen, got None: e.g. mask=~x.isnan()")
         x = self._tensor(x)
         check_rows(x)
         mask = self._mask(x, mask)

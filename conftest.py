@@ -78,4 +78,6 @@ def clean(request: pytest.FixtureRequest) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(_seed(request.node))
         yield
+        if request.node.get_closest_marker("fresh") and torch.initial_seed() != _seed(request.node):
+            pytest.fail("a test marked fresh has set a seed of its own, so that its noise is always the same")
     pyro.clear_param_store()

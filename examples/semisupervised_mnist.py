@@ -4,8 +4,8 @@ python examples/semisupervised_mnist.py --root data --out runs/semisupervised
 
 The two models of Kingma, Mohamed, Rezende and Welling (2014), one on the other. The first, of all images and no
 labels, finds codes that use some 16 dimensions. The second tells labels from these, by ten rows of each class and
-50,000 with y = −1. On pixels the second alone gets no further than its classifier would (--pixels): labels differ by
-tens of nats there, and what has been decided first is what the rest is explained by.
+50,000 with y = −1. On pixels (--pixels) the second alone gets little further than its classifier would: labels differ
+by tens of nats there, and what has been decided first is what the rest is explained by.
 """
 
 import argparse

@@ -221,7 +221,10 @@ def load(
             with torch.random.fork_rng(devices=[]):
                 vae = presets.build(info["config"]).to(dtype).eval()
         except _NONSENSE as error:
-            raise CheckpointError(f"{path}: the configuration in model.json builds no model: {error}") from error
+            raise CheckpointError(
+                f"{path}: the configuration in model.json builds no model: {error}. A name of your own has to be in "
+                "ppl_vae.presets before; or load with load(path, into=vae)"
+            ) from error
     fill(vae, tensors, str(path))
     return vae if device is None else vae.to(device)
 

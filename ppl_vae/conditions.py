@@ -18,7 +18,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from .data import check_finite
-from .errors import ConfigError, LabelError, ShapeError, check_positive
+from .errors import ConfigError, LabelError, ShapeError, check_positive, check_shape
 from .networks import Body, Network
 from .parts import Part
 
@@ -95,8 +95,8 @@ class OneHot(_Condition):
 
     def __init__(self, classes: int) -> None:
         check_positive(classes=classes)
-        super().__init__((), classes)
-        self.classes = classes
+        super().__init__((), int(classes))
+        self.classes = int(classes)
         # Which labels training has shown; none means that nobody kept count.
         self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
 
@@ -229,11 +229,11 @@ class Image(_Condition):
         shift: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        check_positive(features=features, **{f"y_shape[{i}]": n for i, n in enumerate(y_shape)})
-        super().__init__(y_shape, features)
+        check_positive(features=features)
+        super().__init__(check_shape("y_shape", y_shape), features)
         if not scale > 0:
             raise ConfigError(f"expected scale > 0, got {scale}")
-        self.network = Network(y_shape, (features,), 0, hidden, network)
+        self.network = Network(self.y_shape, (features,), 0, hidden, network)
         self.constant("shift", float(shift))
         self.constant("scale", float(scale))
 

@@ -7,7 +7,9 @@ catches the built-in keeps working, and ``except PplVaeError`` catches only what
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+import numbers
+from collections.abc import Collection, Iterable
+from typing import Any
 
 __all__ = [
     "CaptureError",
@@ -22,6 +24,8 @@ __all__ = [
     "PplVaeError",
     "ShapeError",
     "check_positive",
+    "check_range",
+    "check_shape",
     "known",
 ]
 
@@ -96,5 +100,45 @@ def check_positive(**sizes: object) -> None:
         ppl_vae.errors.ConfigError: expected samples to be a whole number ≥ 1, got 0
     """
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        # One of numpy's is as good as Python's.
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
             raise ConfigError(f"expected {name} to be a whole number ≥ 1, got {size!r}")
+
+
+def check_shape(name: str, shape: object) -> tuple[int, ...]:
+    """Return the shape of one x, or y, as a tuple.
+
+    Raises:
+        ConfigError: for what is no sequence of whole numbers of at least one.
+
+    Example:
+        >>> check_shape("x_shape", 784)
+        Traceback (most recent call last):
+        ppl_vae.errors.ConfigError: x_shape: expected a shape such as (784,), got 784
+    """
+    if isinstance(shape, str) or not isinstance(shape, Iterable):
+        example = f"({shape},)" if isinstance(shape, numbers.Integral) else "(1, 28, 28)"
+        raise ConfigError(f"{name}: expected a shape such as {example}, got {shape!r}")
+    sizes = tuple(shape)
+    check_positive(**{f"{name}[{i}]": size for i, size in enumerate(sizes)})
+    return tuple(int(size) for size in sizes)
+
+
+def check_range(name: str, ends: Any) -> tuple[float, float]:
+    """Return what a number is kept between.
+
+    Raises:
+        ConfigError: unless these are two numbers, the smaller one first.
+
+    Example:
+        >>> check_range("clamp", (2, -6))
+        Traceback (most recent call last):
+        ppl_vae.errors.ConfigError: clamp: expected (low, high) with low < high, got (2, -6)
+    """
+    try:
+        low, high = ends
+        if low < high:
+            return float(low), float(high)
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{name}: expected (low, high) with low < high, got {ends!r}")

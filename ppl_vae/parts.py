@@ -82,6 +82,9 @@ class Unconditional(Part):
     Arguments:
         part: a part built without context, e.g. ``zuko.flows.NSF(20)``.
 
+    Raises:
+        PartError: for what is no part, or one that is built with a context, where it says so.
+
     Example:
         >>> from ppl_vae.distributions import zuko
         >>> prior = Unconditional(zuko.flows.NSF(20))
@@ -93,6 +96,13 @@ class Unconditional(Part):
         super().__init__()
         if not callable(part):
             raise PartError(f"Unconditional: expected a part (something to call), got {type(part).__name__}")
+        if isinstance(part, type):
+            raise PartError(f"Unconditional: expected a part, got the class {part.__name__} itself: call it")
+        if isinstance(context := getattr(part, "context", 0), int) and context:
+            raise PartError(
+                f"Unconditional: expected a part built without context, got a {type(part).__name__} built with "
+                f"context={context}: build it with context=0, or leave Unconditional out"
+            )
         self.part = part
 
     @property

@@ -19,8 +19,9 @@ import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
+from .data import drawn
 from .distributions import NormalMixture, SphericalUniform, as_pyro, is_point
-from .errors import ConfigError, LabelError, PartError, ShapeError, check_positive
+from .errors import ConfigError, LabelError, PartError, ShapeError, check_positive, check_range
 from .networks import Body, Network
 from .parts import Chain, Part, Unconditional, check_context
 
@@ -84,7 +85,7 @@ class Gaussian(Part):
     ) -> None:
         super().__init__()
         check_positive(features=features)
-        self.features, self.context, self.clamp = features, context, tuple(clamp)
+        self.features, self.context, self.clamp = features, context, check_range("clamp", clamp)
         if context:
             self.network = Network((), (2 * features,), context, hidden, network)
         else:
@@ -189,7 +190,7 @@ class Mixture(Part):
         if depends not in ("all", "weights"):
             raise ConfigError(f"Mixture: expected depends to be 'all' or 'weights', got {depends!r}")
         self.features, self.context, self.components = features, context, components
-        self.depends, self.clamp = depends, tuple(clamp)
+        self.depends, self.clamp = depends, check_range("clamp", clamp)
         # Apart from the start, or components that are alike would stay so. A network moves them from here.
         self.loc = nn.Parameter(torch.randn(components, features))
         everything = context and depends == "all"
@@ -308,7 +309,7 @@ class Vamp(Part):
         """
         if self.started:
             return
-        x = torch.as_tensor(x)
+        x = drawn(x)
         if x.shape[1:] != self.pseudo_inputs.shape[1:]:
             expected = ", ".join(map(str, self.pseudo_inputs.shape[1:]))
             raise ShapeError(f"x: expected (N, {expected}), got {tuple(x.shape)}")

@@ -23,10 +23,9 @@ from pyro import poutine
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
-from .distributions import as_pyro
 from .errors import ConfigError, DataError, LabelError, PartError, ShapeError
 from .model import VAE
-from .model.checks import check_data, check_pair, check_rows
+from .model.checks import check_data, check_pair, check_part, check_rows, given_by
 from .model.masking import given, observed
 
 __all__ = ["SemiSupervised"]
@@ -74,6 +73,9 @@ class SemiSupervised(VAE):
             raise PartError(
                 "SemiSupervised: expected a model conditional on labels, such as cvae(...), got one without y"
             )
+        check_part("classifier", classifier, "x", "c")
+        if labels is not None:
+            check_part("labels", labels, "c")
         classes = getattr(vae.condition, "classes", None)
         if getattr(vae.condition, "y_shape", ()) != () or not isinstance(classes, int | None):
             raise PartError(
@@ -88,7 +90,7 @@ class SemiSupervised(VAE):
 
     def classify(self, x: Any) -> Any:
         """Return q(y | x), a categorical distribution, for x (N, *x_shape)."""
-        q = as_pyro(self.classifier(self._tensor(x), None))
+        q = given_by("classifier", self.classifier(self._tensor(x), None))
         if not isinstance(q, torch.distributions.Categorical):
             raise PartError(f"classifier: expected it to return a Categorical, got {type(q).__name__}")
         return q
@@ -113,7 +115,7 @@ class SemiSupervised(VAE):
                     prior = self._prior(c)
                     z = pyro.sample("z", prior, infer={"weights": weights})
                 check_pair(z, prior)
-                p, x = observed(as_pyro(self.likelihood(z, c)), x, mask)
+                p, x = observed(given_by("likelihood", self.likelihood(z, c)), x, mask)
                 check_data(self.likelihood, x)
                 return pyro.sample("x", p, obs=x, infer={"weights": weights})
 
@@ -192,7 +194,7 @@ class SemiSupervised(VAE):
         """Log p(y), (labels, 1)."""
         if self.labels is None:
             return log_q.new_full((len(log_q), 1), -math.log(len(log_q)))
-        p = as_pyro(self.labels(None))
+        p = given_by("labels", self.labels(None))
         if not isinstance(p, torch.distributions.Categorical) or p.logits.shape[-1] != len(log_q):
             raise PartError(f"labels: expected it to return a Categorical over {len(log_q)} labels, got {p}")
         return p.logits.unsqueeze(-1) if p.logits.dim() == 1 else p.logits.movedim(-1, 0)

@@ -12,6 +12,7 @@ import functools
 import inspect
 import json
 import math
+import numbers
 import operator
 import time
 import warnings
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import pyro
 import torch
 from pyro.distributions import Unit
 from pyro.infer import ELBO
@@ -259,11 +261,16 @@ def fit(
 
 
 def _schedule(name: str, value: Schedule) -> Callable[[int], float]:
-    if not callable(value) and (isinstance(value, bool) or not isinstance(value, int | float)):
+    if not callable(value) and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise ConfigError(f"{name}: expected a number or a function of the epoch, got {value!r}")
 
     def at(epoch: int) -> float:
-        now = float(value(epoch) if callable(value) else value)
+        found = value(epoch) if callable(value) else value
+        try:
+            now = float(found)
+        except (TypeError, ValueError) as error:
+            way_out = ": call it first" if callable(found) else ""
+            raise ConfigError(f"{name}: expected a number in epoch {epoch}, got {found!r}{way_out}") from error
         if not 0 <= now < math.inf:
             raise ConfigError(f"expected 0 ≤ {name} < ∞, got {now} in epoch {epoch}")
         return now
@@ -290,8 +297,10 @@ def _described(vae: VAE) -> dict[str, Any] | None:
 
 def _meet(vae: VAE, steps: CapturedSVI, shapes: list[tuple[Any, ...]]) -> None:
     vae.train()
-    for inputs in shapes:
-        steps.meet(*inputs)
+    # Whatever is switched off elsewhere: the first step of every shape is a checked one.
+    with pyro.validation_enabled():
+        for inputs in shapes:
+            steps.meet(*inputs)
 
 
 def _together(optim: Callable[..., torch.optim.Optimizer], lr: float, device: torch.device) -> Any:

@@ -462,11 +462,11 @@ def test_seed_repeats_and_is_not_that_of_the_data(monkeypatch):
 
 
 @pytest.mark.fresh
-def test_simulated_data_have_the_law_of_the_model():
+def test_simulated_data_have_the_law_of_the_model(seed):
     """z is the z of x: what is left of x without it is noise of the likelihood's size. 5,000 rows, three labels."""
     truth = Ppca(3)
     y = torch.arange(5000) % 3
-    x, same, z = simulate(truth.vae(), 5000, y, batch_size=1999)
+    x, same, z = simulate(truth.vae(), 5000, y, batch_size=1999, seed=seed)
     assert torch.equal(same, y)
     noise = (x - truth.mean(y) - z @ truth.W.T) / SIGMA
     for white in (noise, z):

@@ -11,6 +11,7 @@ from torch.distributions import kl_divergence
 
 import ppl_vae as pv
 from ppl_vae import Chain, encoders, likelihoods, presets, priors
+from ppl_vae.devices import seeded
 from ppl_vae.distributions import as_pyro, zuko
 from ppl_vae.errors import ConfigError, PartError, ShapeError
 
@@ -18,8 +19,7 @@ IMAGE, CLASSES, N = (1, 4, 3), 3, 6
 
 
 def shaken(part, seed=5, by=0.3):
-    torch.manual_seed(seed)
-    with torch.no_grad():
+    with seeded(seed, torch.device("cpu")), torch.no_grad():
         for parameter in part.parameters():
             parameter.add_(by * torch.randn_like(parameter))
     return part

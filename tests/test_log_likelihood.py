@@ -112,7 +112,8 @@ def test_memory_is_bounded_whatever_the_number_of_samples():
     for samples in (10, 10_000):
         decoded.clear()
         log_likelihood(vae, torch.rand(3, 1, 8, 8), samples=samples, memory=64_000, capture="off", **QUIET)
-        assert sum(decoded) == 3 * samples * 64
+        # The first is one row, by which the parts are checked.
+        assert (decoded[0], sum(decoded[1:])) == (64, 3 * samples * 64)
         assert max(decoded) <= 64_000
     handle.remove()
 
@@ -271,11 +272,32 @@ def test_the_components_of_a_mixture_take_memory_too():
     vae.likelihood.network.register_forward_hook(lambda network, inputs, raw: most.append(len(raw)))
     list(vae.log_weights(x, samples=50, memory=60_000))
     assert most == [10] * 5
-    assert pv.vae((6,), 2, prior={"name": "Mixture", "components": 2}).numbers(x[:1]) == 6
+    small = {"hidden": (3,), "prior": {"name": "Mixture", "components": 2}}
+    assert pv.vae((6,), 2, **small).numbers(x[:1]) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        ({"encoder": {"name": "Mixture", "components": 40}}, 80),
+        ({"hidden": (50, 3)}, 50),
+        ({"prior": {"name": "MAF", "hidden_features": [70]}}, 70),
+        ({"encoder": {"name": "Flow", "flow": {"name": "MAF", "hidden_features": [90]}}}, 90),
+        ({"likelihood": {"name": "Categorical", "levels": 5}}, 30),
+        ({"x_shape": (1, 8, 8), "network": pv.networks.Conv, "hidden": (3,)}, 512),
+        ({"x_shape": (1, 8, 8)}, 64),
+    ],
+    ids=["encoder", "layer", "flow prior", "flow encoder", "raw", "channels", "pixels"],
+)
+def test_what_a_z_costs_is_the_widest_it_meets(options, numbers):
+    """What holds most of a z at a time: of two features and six pixels otherwise, hidden layers of three."""
+    options = {"x_shape": (6,), "hidden": (3,)} | options
+    shape = options.pop("x_shape")
+    assert pv.vae(shape, 2, **options).numbers(torch.zeros(1, *shape)) == numbers
 
 
 def test_few_rows_at_a_time_where_memory_is_small():
-    vae, most = pv.vae((6,), 2, likelihood="Gaussian"), []
+    vae, most = pv.vae((6,), 2, likelihood="Gaussian", hidden=(3,)), []
     vae.likelihood.network.register_forward_hook(lambda network, inputs, raw: most.append(raw.shape[:-1].numel()))
     log_likelihood(vae, torch.zeros(50, 6), samples=3, memory=60, capture="off", **QUIET)
     assert max(most) == 10
@@ -444,6 +466,28 @@ def test_comparison_is_paired():
     table = str(found)
     assert all(word in table for word in ("−log p(x|y)", "−ELBO", "exact", "off", "paired by row"))
     assert found.to_dict()["off"]["kl"]["difference"] == kl.mean().item()
+
+
+def test_probabilities_and_densities_have_no_difference():
+    """A count by a binomial and by a Gaussian: the KLs compare, log p does not, and neither do grey pixels."""
+    x = torch.randint(5, (8, 4)).float()
+    likelihoods = {
+        "binomial": {"name": "Binomial", "total_count": 4},
+        "poisson": "Poisson",
+        "gaussian": "Gaussian",
+        "grey": {"name": "Bernoulli", "grey": True},
+    }
+    models = {name: pv.vae((4,), 2, likelihood=spec) for name, spec in likelihoods.items()}
+    found = compare({n: pv.evaluate(m, x / 4 if n == "grey" else x, samples=30) for n, m in models.items()})
+    assert [e.discrete for e in found.evaluations.values()] == [True, True, False, False]
+    for name, comparable in {"poisson": True, "gaussian": False, "grey": False}.items():
+        for term in ("neg_log_prob", "neg_elbo", "reconstruction"):
+            assert math.isfinite(found.difference(name, term)[0]) is comparable
+        assert math.isfinite(found.difference(name, "kl")[0])
+    assert found.to_dict()["gaussian"]["neg_elbo"]["difference"] is None
+    said = "means anything (binomial: a probability, poisson: a probability, gaussian: a density, grey: neither)"
+    assert said in str(found)
+    assert "means anything" not in str(compare({n: found.evaluations[n] for n in ("binomial", "poisson")}))
 
 
 def test_comparison_needs_the_same_rows():

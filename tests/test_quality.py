@@ -84,7 +84,10 @@ def test_kid_is_the_unbiased_double_sum():
 
 @pytest.mark.fresh
 def test_kid_of_equal_laws_is_zero_in_the_mean_and_its_error_is_honest():
-    """Over 300 pairs of samples: |z| ≤ 4.89, and for laws that differ the stated errors are the spread within 20%."""
+    """Over 300 pairs of samples: |z| ≤ 4.89, and for laws that differ the stated errors are the spread within 25%.
+
+    To first order they are 4% less than it here, and the spread of 300 is known to 4%.
+    """
     found, other = [], []
     for _ in range(300):
         a, b = torch.randn(40, 3).double(), torch.randn(60, 3).double()
@@ -94,7 +97,7 @@ def test_kid_of_equal_laws_is_zero_in_the_mean_and_its_error_is_honest():
     assert abs(found.mean().item()) <= limit() * found.std().item() / math.sqrt(300)
     assert (found < 0).any()
     values, errors = torch.tensor(other).T
-    assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.2)
+    assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.25)
     expected = expected_kid(torch.zeros(3).double(), torch.ones(3).double())
     assert abs(values.mean().item() - expected) <= limit() * values.std().item() / math.sqrt(300)
 

@@ -30,6 +30,6 @@ come from ``RandomState([seed, k])``, k = 0, 1, 2, so that none depends on the s
 """
 
 from .loading import from_tensors, load
-from .splits import Data, Split, check_finite
+from .splits import Data, Split, as_tensor, check_finite, drawn
 
-__all__ = ["Data", "Split", "check_finite", "from_tensors", "load"]
+__all__ = ["Data", "Split", "as_tensor", "check_finite", "drawn", "from_tensors", "load"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError, known
 
-__all__ = ["BINARIZE", "PARTS", "Data", "Split", "check_finite"]
+__all__ = ["BINARIZE", "PARTS", "Data", "Split", "as_tensor", "check_finite", "drawn"]
 
 PARTS = ("train", "valid", "test")
 BINARIZE = ("none", "threshold", "static", "dynamic")
@@ -138,6 +138,25 @@ class Data:
     def __repr__(self) -> str:
         name, *facts = (f"{key}={value!r}" for key, value in self.describe().items())
         return f"Data({', '.join([name, *facts])})"
+
+
+def as_tensor(x: Any) -> Tensor:
+    """Return x as a tensor; a Split or a whole data set is none."""
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"x: expected a tensor, got {type(x).__name__}: pass rows, such as data.test.x (and data.test.y)"
+        ) from error
+
+
+def drawn(x: Any) -> Tensor:
+    """Return the rows of a split, whose pixels are drawn once where they are drawn in training; or x as a tensor.
+
+    Raises:
+        DataError: for what is neither.
+    """
+    return x.draw() if isinstance(x, Split) else as_tensor(x)
 
 
 def check_finite(x: Tensor, what: str = "x") -> None:

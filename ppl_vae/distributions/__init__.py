@@ -4,7 +4,7 @@ r"""Any distribution becomes a Pyro one; and the few densities no library has.
     \log p_{\mathrm{as\_pyro}(d)}(x) = \log p_d(x) \ \text{for every } x
 """
 
-from .adapt import as_pyro, inside, is_ode, is_point, transport, zuko
+from .adapt import as_pyro, inside, is_ode, is_periodic, is_point, transport, zuko
 from .chain import Chain, onto_spheres, spheres
 from .divergences import kl_to_diagonal
 from .mixtures import NormalMixture
@@ -24,6 +24,7 @@ __all__ = [
     "as_pyro",
     "inside",
     "is_ode",
+    "is_periodic",
     "is_point",
     "kl_to_diagonal",
     "onto_spheres",

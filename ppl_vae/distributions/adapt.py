@@ -26,7 +26,7 @@ from torch.distributions import Distribution, constraints
 
 from ..errors import NoClosedFormError, PartError
 
-__all__ = ["as_pyro", "inside", "is_ode", "is_point", "transport", "zuko"]
+__all__ = ["as_pyro", "inside", "is_ode", "is_periodic", "is_point", "transport", "zuko"]
 
 
 def _import_zuko() -> Any:
@@ -191,6 +191,24 @@ def is_ode(module: Any) -> bool:
     All that it decides is whether the flow's parameters get a gradient.
     """
     return isinstance(module, zuko.flows.FFJTransform)
+
+
+def is_periodic(d: Any) -> bool:
+    """Return whether a distribution is one of angles, whose density repeats and adds up to one on (−π, π) alone.
+
+    Neither torch nor zuko says so in its support.
+
+    Example:
+        >>> is_periodic(dist.VonMises(torch.zeros(2), 1.0).to_event(1)), is_periodic(zuko.flows.NCSF(2)())
+        (True, True)
+    """
+    while isinstance(d, torch.distributions.Independent):
+        d = d.base_dist
+    if isinstance(d, zuko.distributions.NormalizingFlow):
+        # A flow of a box; one that ends in a map from all of space into the box has that for its codomain.
+        reaches = getattr(d.transform.codomain, "base_constraint", d.transform.codomain)
+        return isinstance(d.base, zuko.distributions.BoxUniform) and reaches is constraints.real
+    return isinstance(d, torch.distributions.VonMises)
 
 
 def inside(support: Any) -> Any:

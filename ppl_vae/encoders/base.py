@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ConfigError, check_positive
+from ..errors import ConfigError, check_positive, check_shape
 from ..networks import Body, Network
 from ..parts import Part, check_context
 
@@ -52,8 +52,8 @@ class Encoder(Part):
             setattr(self, name, size)
         if not scale > 0:
             raise ConfigError(f"expected scale > 0, got {scale}")
-        self.x_shape, self.context = tuple(x_shape), context
-        self.network = Network(x_shape, (width,), context, hidden, network)
+        self.x_shape, self.context = check_shape("x_shape", x_shape), context
+        self.network = Network(self.x_shape, (width,), context, hidden, network)
         self.constant("shift", float(shift))
         self.constant("scale", float(scale))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..distributions import zuko
@@ -71,6 +72,11 @@ class Flow(Encoder):
     ) -> None:
         sizes = {"features": features, "outputs": outputs}
         super().__init__(outputs, x_shape, context, hidden, network, shift, scale, **sizes)
+        if isinstance(flow, torch.nn.Module):
+            raise PartError(
+                f"Flow: expected a class of zuko.flows, such as {type(flow).__name__}, got one that is made: pass the "
+                "class, or functools.partial of it, which is called with (features, outputs)"
+            )
         made = flow(features, outputs) if callable(flow) else flow
         if not isinstance(made, zuko.lazy.Flow):
             raise PartError(f"Flow: expected a class of zuko.flows that transforms noise, such as MAF, got {flow!r}")

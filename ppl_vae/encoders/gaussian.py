@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..errors import check_positive, check_range
 from ..networks import Body
 from .base import Encoder
 
@@ -56,7 +57,7 @@ class Gaussian(Encoder):
         clamp: tuple[float, float] = (-14.0, 14.0),
     ) -> None:
         super().__init__(2 * features, x_shape, context, hidden, network, shift, scale, features=features)
-        self.clamp = tuple(clamp)
+        self.clamp = check_range("clamp", clamp)
 
     def from_raw(self, raw: Tensor) -> Any:
         """Return q(z | x, y), event shape (features,)."""
@@ -101,9 +102,10 @@ class FullGaussian(Encoder):
         scale: float = 1.0,
         clamp: tuple[float, float] = (-14.0, 14.0),
     ) -> None:
+        check_positive(features=features)
         outputs = 2 * features + features * (features - 1) // 2
         super().__init__(outputs, x_shape, context, hidden, network, shift, scale, features=features)
-        self.clamp = tuple(clamp)
+        self.clamp = check_range("clamp", clamp)
         self.register_buffer("below", torch.tril_indices(features, features, -1), persistent=False)
 
     def from_raw(self, raw: Tensor) -> Any:
@@ -155,9 +157,10 @@ class LowRankGaussian(Encoder):
         rank: int = 2,
         clamp: tuple[float, float] = (-14.0, 14.0),
     ) -> None:
+        check_positive(features=features, rank=rank)
         outputs = (2 + rank) * features
         super().__init__(outputs, x_shape, context, hidden, network, shift, scale, features=features, rank=rank)
-        self.clamp = tuple(clamp)
+        self.clamp = check_range("clamp", clamp)
 
     def from_raw(self, raw: Tensor) -> Any:
         """Return q(z | x, y), event shape (features,)."""

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..distributions import NormalMixture
+from ..errors import check_positive, check_range
 from ..networks import Body
 from .base import Encoder
 
@@ -61,9 +62,10 @@ class Mixture(Encoder):
         clamp: tuple[float, float] = (-14.0, 14.0),
     ) -> None:
         sizes = {"features": features, "components": components}
+        check_positive(**sizes)
         outputs = components * (1 + 2 * features)
         super().__init__(outputs, x_shape, context, hidden, network, shift, scale, **sizes)
-        self.clamp = tuple(clamp)
+        self.clamp = check_range("clamp", clamp)
 
     def from_raw(self, raw: Tensor) -> Any:
         """Return q(z | x, y), event shape (features,)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from .. import distributions
-from ..errors import ConfigError
+from ..errors import ConfigError, check_positive
 from ..networks import Body
 from .base import Encoder
 
@@ -58,6 +58,7 @@ class PowerSpherical(Encoder):
     ) -> None:
         if features == 1:
             raise ConfigError("PowerSpherical: expected features ≥ 2: a sphere in one dimension is two points")
+        check_positive(features=features)
         super().__init__(features + 1, x_shape, context, hidden, network, shift, scale, features=features)
 
     def from_raw(self, raw: Tensor) -> Any:

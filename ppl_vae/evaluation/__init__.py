@@ -11,6 +11,7 @@ Nothing here trains a model, and nothing here knows β: what is measured is the 
 :mod:`~ppl_vae.evaluation.comparison`        several of them side by side, with the errors of differences
 :mod:`~ppl_vae.evaluation.diagnostics`       what z says of x, which dimensions say it, and whether the prior knows
 :mod:`~ppl_vae.evaluation.labels`            whether y is used, and whether z carries it too
+:mod:`~ppl_vae.evaluation.leakage`           how much of y is in z
 :mod:`~ppl_vae.evaluation.quality`           samples before a judge, a classifier of the real data; FID and KID
 :mod:`~ppl_vae.evaluation.audit`             what SVI minimises, by every objective, against the same by hand
 :mod:`~ppl_vae.evaluation.references`        that, in plain torch: no Pyro program and no objective

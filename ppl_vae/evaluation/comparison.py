@@ -3,10 +3,12 @@ r"""Several models on the same rows: what lies between them, and how sure that i
 .. math:: \Delta = \frac1N \sum_i (a_i - b_i), \qquad \mathrm{se}(\Delta)^2 = \frac1N \mathrm{Var}_i (a_i - b_i)
 
 A row that is hard for one model is hard for the next, so the error of a difference is a fraction of that of a mean.
+Probabilities and densities are in different units, whose difference would mean nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +34,13 @@ class Comparison:
         return [t for t in _COLUMNS if all(t in e.values for e in self.evaluations.values())]
 
     def difference(self, name: str, term: str = "neg_log_prob") -> tuple[float, float]:
-        """Return how much more of a term it has than the first, with the standard error, paired by row; in nats."""
+        """Return how much more of a term it has than the first, with the standard error, paired by row; in nats.
+
+        NaN where one is a probability of x and the other a density, or no density at all.
+        """
         first = next(iter(self.evaluations.values()))
+        if term != "kl" and not _alike(first, self.evaluations[name]):
+            return math.nan, math.nan
         return mean_and_error(self.evaluations[name].values[term] - first.values[term])
 
     def __str__(self) -> str:
@@ -47,8 +54,15 @@ class Comparison:
             for name, evaluation in self.evaluations.items():
                 numbers = *evaluation.terms[term], *self.difference(name, term)
                 cells = f"{numbers[0]:10.3f} {numbers[1]:11.3f}"
-                first = name == next(iter(self.evaluations))
-                lines.append(f"{name:{wide}s} {cells}" + ("" if first else f" {numbers[2]:+11.3f} {numbers[3]:11.3f}"))
+                if math.isnan(numbers[2]):
+                    cells += f" {'–':>11s} {'–':>11s}"
+                elif name != next(iter(self.evaluations)):
+                    cells += f" {numbers[2]:+11.3f} {numbers[3]:11.3f}"
+                lines.append(f"{name:{wide}s} {cells}")
+        kinds = {name: _kind(evaluation) for name, evaluation in self.evaluations.items()}
+        if len(set(kinds.values()) - {None}) > 1:
+            said = ", ".join(f"{name}: {kind or 'not known'}" for name, kind in kinds.items())
+            lines.append(f"no difference between a probability of x and a density of x means anything ({said})")
         for name, evaluation in self.evaluations.items():
             if not evaluation.density:
                 lines.append(f"{name}: {GREY}")
@@ -74,6 +88,17 @@ class Comparison:
                 for name, evaluation in self.evaluations.items()
             }
         )
+
+
+def _kind(evaluation: Evaluation) -> str | None:
+    """What p(x | z, y) is, in words; None where that is not known."""
+    if not evaluation.density:
+        return "neither"
+    return None if evaluation.discrete is None else "a probability" if evaluation.discrete else "a density"
+
+
+def _alike(one: Evaluation, other: Evaluation) -> bool:
+    return None in (kinds := (_kind(one), _kind(other))) or kinds[0] == kinds[1]
 
 
 def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:

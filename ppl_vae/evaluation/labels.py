@@ -9,16 +9,10 @@ A decoder that ignores y gives Δ = 0, and a classifier no better than the frequ
 puts y into z gives an information between them; where the prior does not depend on y, that is a leak: what is generated
 with another y keeps some of the old one.
 
-The information is bounded from below by any classifier of z. Here it is the one that knows the aggregate posterior of
-every label, without the row that z was drawn from (with it, each z would be known by its own row, leak or none), and
-with an exponent τ that lets it be less sure:
+How much of y is in z is :mod:`~ppl_vae.evaluation.leakage`.
 
-.. math:: I(z; y) = H(y) - H(y \mid z) \ge H(y) + \mathbb{E}\bigl[\log r_\tau(y \mid z)\bigr], \qquad
-    r_\tau(y \mid z) \propto p(y)\, q(z \mid y)^\tau, \quad 0 \le \tau \le 1
-
-References: The IM Algorithm: A Variational Approach to Information Maximization (Barber and Agakov, 2003), for the
-bound; Are Generative Classifiers More Robust to Adversarial Attacks? (Li, Bradshaw and Sharma, 2019), for the
-classifier.
+Reference:
+    Are Generative Classifiers More Robust to Adversarial Attacks? (Li, Bradshaw and Sharma, 2019)
 """
 
 from __future__ import annotations
@@ -35,15 +29,15 @@ from torch import Tensor
 from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError, PartError, check_positive
 from ..model import VAE
-from .aggregate import POINT, divergence, log_density_sums, posterior
+from .aggregate import POINT, divergence, posterior
+from .leakage import prior_information, told_of_labels
 from .likelihood import log_likelihood
 from .measuring import GREY, mean_and_error, measuring, named, plain
 
 __all__ = ["LabelUse", "check_labels", "label_classes", "label_use"]
 
-# How many draws of the prior for every label say how much it tells of y; no model is decoded for them.
-_PRIOR_DRAWS = 1000
-# A difference of so many standard errors is taken for one: two-sided, one false alarm in a million.
+# A difference of so many standard errors is taken for one: one false alarm in a million, on either side for what a
+# wrong label costs, by either classifier for what z tells.
 _SURE = 4.89
 
 
@@ -217,8 +211,8 @@ def label_use(
         }
         estimates = [log_likelihood(vae, x, k, **options) for k in labels]
         kl, z = _rates(vae, x, y, draws, batch_size)
-        scores = _label_scores(vae, x, y, z, batch_size)
-        prior = _prior_information(vae, labels, (counts.double() / len(y))[labels])
+        told, told_right = told_of_labels(vae, x, y, z, batch_size)
+        prior = prior_information(vae, labels, (counts.double() / len(y))[labels])
     log_prob = torch.stack([estimate.values for estimate in estimates])
     right, bad = labels[:, None] == y, ~torch.stack([estimate.good for estimate in estimates])
     log_posterior = (log_prob + p[labels].log()[:, None]).log_softmax(0)
@@ -228,7 +222,6 @@ def label_use(
     hit = (predicted == y).double()
     frequency = counts[counts > 0].double() / len(y)
     entropy = -(frequency * frequency.log()).sum().item()
-    told, told_right = _told(scores, y, counts)
     exact = math.nan
     return LabelUse(
         rows=len(x),
@@ -327,53 +320,6 @@ def _rates(vae: VAE, x: Tensor, y: Tensor, draws: int, batch_size: int) -> tuple
         kls.append(divergence(q, vae.prior_given(rows[1]), z)[0])
         zs.append(z.movedim(0, 1))
     return torch.cat(kls).cpu(), torch.cat(zs)
-
-
-def _label_scores(vae: VAE, x: Tensor, y: Tensor, z: Tensor, batch_size: int) -> Tensor:
-    """Log q(z | y) of every draw under every label of the data, without its own row: (N, draws, labels)."""
-    scores, places = [], z.flatten(0, 1)
-    for label in y.unique():
-        rows = (y == label).nonzero()[:, 0]
-        own = torch.full((len(y),), -1).index_copy(0, rows, torch.arange(len(rows)))
-        own = own.to(z.device).repeat_interleave(z.shape[1])
-        at = rows.to(x.device)
-        _, others = log_density_sums(vae, x[at], y[rows], places, own, batch_size)
-        scores.append(others - (len(rows) - (own >= 0).double()).log())
-    # A support that ends gives −∞, for which an exponent of zero would be no number.
-    return torch.stack(scores, -1).unflatten(0, z.shape[:2]).clamp(min=-1e30).cpu()
-
-
-def _told(scores: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Log r_τ(y | z), and how often its largest is right, for every row, at the best τ in [0, 1]."""
-    present = counts > 0
-    log_p = (counts[present].double() / len(y)).log()
-    right = (present.cumsum(0) - 1)[y].view(-1, 1, 1).expand(-1, scores.shape[1], 1)
-    scores = scores - scores.amax(-1, keepdim=True)
-
-    def log_r(tau: float) -> Tensor:
-        return (log_p + tau * scores).log_softmax(-1)
-
-    def slope(tau: float) -> float:
-        return (scores.gather(-1, right)[..., 0] - (log_r(tau).exp() * scores).sum(-1)).mean().item()
-
-    # The mean of log r is concave in τ.
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    found = log_r(low)
-    hits = (log_r(1.0).argmax(-1) == right[..., 0]).double()
-    return found.gather(-1, right)[..., 0].mean(1), hits.mean(1)
-
-
-def _prior_information(vae: VAE, labels: Tensor, frequency: Tensor) -> Tensor:
-    """Log p(z | y) − log p(z) of draws from the prior, whose mean is I(z; y): (draws,)."""
-    p, told = vae.prior_given(labels), []
-    z, log_p_y = p.sample((_PRIOR_DRAWS,)), frequency.log()
-    for k in range(len(labels)):
-        every = p.log_prob(z[:, k : k + 1].expand_as(z)).double().cpu()
-        told.append(every[:, k] - (every + log_p_y).logsumexp(-1))
-    return torch.stack(told, -1) @ frequency
 
 
 def _by_label(labels: Tensor, y: Tensor, predicted: Tensor, columns: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -170,8 +170,8 @@ def log_likelihood(
         samples: of z for a row; exactly so many.
         proposal: what z is drawn from: q(z | x, y), p(z | y), or x (n, *x_shape) → a distribution of your own, batch
             shape (n,).
-        memory: how many numbers of decoded x, or of the components of a mixture at z, are held at a time, whatever
-            ``samples`` is: by default 2²² (16 MB in float32), on CUDA 2²⁸.
+        memory: how many numbers are held at a time, whatever ``samples`` is: of decoded x, of the widest layer on the
+            way there, or of the components of a mixture at z. By default 2²² (16 MB in float32), on CUDA 2²⁸.
         capture: "off" runs the model as it is; "graph" records it once and replays it; "inductor" compiles that;
             "auto" does what pays for so many samples, and what the model allows.
         precision: "32", or "bf16-mixed" for matrix products in bfloat16, which moves log p of a row by some

@@ -45,6 +45,8 @@ class Evaluation:
         density: whether p(x | z, y) is one.
         likelihood: the log-likelihoods with their diagnostics, where the model has them.
         pareto_k: (N,), k̂ of these, which is known of an evaluation read from a file, too.
+        discrete: whether p(x | z, y) is a probability of values that x can take, and no density; None where that is not
+            known.
     """
 
     values: Mapping[str, Tensor]
@@ -52,6 +54,7 @@ class Evaluation:
     density: bool = True
     likelihood: LogLikelihood | None = None
     pareto_k: Tensor | None = None
+    discrete: bool | None = None
 
     @property
     def rows(self) -> int:
@@ -87,6 +90,7 @@ class Evaluation:
                 "rows": self.rows,
                 "samples": self.samples,
                 "density": self.density,
+                "discrete": self.discrete,
                 "unit": "nats per datum",
                 **named(self.terms),
                 **({} if self.likelihood is None else {"likelihood": self.likelihood.to_dict()}),
@@ -132,7 +136,9 @@ def evaluate(
     chunks = []
     with measuring(vae, seed, "evaluate"):
         # A point has no density to weigh against the prior's.
-        point = vae.prior is None or is_point(vae.encode(x[:1], y if every else y[:1]))
+        q = vae.encode(x[:1], y if every else y[:1])
+        point = vae.prior is None or is_point(q)
+        discrete = bool(vae.decode(q.sample(), y if every else y[:1]).support.is_discrete)
         # No more decoded numbers at a time than log p takes.
         batch_size = max(1, min(batch_size, 2**22 // (draws * vae.numbers(x[:1]))))
         for i in range(0, len(x), batch_size):
@@ -141,7 +147,7 @@ def evaluate(
     reconstruction, kl = (torch.cat(column).double().cpu() for column in zip(*chunks, strict=True))
     density = getattr(vae.likelihood, "density", True)
     if point:
-        return Evaluation({"reconstruction": reconstruction}, samples, density)
+        return Evaluation({"reconstruction": reconstruction}, samples, density, discrete=discrete)
     found = log_likelihood(vae, x, y, samples=samples, seed=seed, progress=progress)
     values = {
         "neg_elbo": reconstruction + kl,
@@ -151,4 +157,4 @@ def evaluate(
     }
     if found.bits is not None:
         values["bits_per_dim"] = -found.bits * found.values
-    return Evaluation(values, samples, density, found, found.pareto_k)
+    return Evaluation(values, samples, density, found, found.pareto_k, discrete)

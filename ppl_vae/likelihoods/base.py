@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..data import Split, check_finite
-from ..errors import ConfigError, DataError, ShapeError, check_positive
+from ..data import Split, check_finite, drawn
+from ..errors import ConfigError, DataError, ShapeError, check_positive, check_range, check_shape
 from ..networks import Network
 from ..parts import Part, check_context
 
@@ -38,8 +38,8 @@ class Likelihood(Part):
 
     def __init__(self, x_shape: Sequence[int], features: int, context: int) -> None:
         super().__init__()
-        check_positive(features=features, **{f"x_shape[{i}]": n for i, n in enumerate(x_shape)})
-        self.x_shape, self.features, self.context = tuple(x_shape), features, context
+        check_positive(features=features)
+        self.x_shape, self.features, self.context = check_shape("x_shape", x_shape), features, context
 
     def body(self, hidden: Sequence[int], network: Any, numbers: int = 1) -> Network:
         """Return the network for so many raw numbers a pixel."""
@@ -87,7 +87,7 @@ class Likelihood(Part):
             DataError: if there are no rows, or none that this likelihood can have generated.
             PartError: if the network's last layer has no bias.
         """
-        x = x.draw() if isinstance(x, Split) else x
+        x = drawn(x)
         if not x.numel():
             raise DataError("start_from: expected at least one row of data, got none")
         x = x.to(next(self.network.parameters(), torch.zeros(())))
@@ -118,7 +118,7 @@ class Spread(Likelihood):
     ) -> None:
         """Make the network and the parameters for a spread that comes about like that."""
         self.network = self.body(hidden, network, 2 if spread == "output" else 1)
-        self.spread, self.clamp = spread, tuple(clamp)
+        self.spread, self.clamp = spread, check_range("clamp", clamp)
         if spread in ("shared", "pixel"):
             zeros = torch.zeros(self.x_shape if spread == "pixel" else ())
             self.register_parameter(self._parameter, nn.Parameter(zeros))

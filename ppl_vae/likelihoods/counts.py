@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import NegativeBinomial as NegativeBinomialPixel
-from ..errors import check_positive
+from ..errors import check_positive, check_range
 from ..networks import Body
 from .base import Likelihood, Spread, SpreadOf, check_counts, logit_of
 
@@ -109,7 +109,7 @@ class Poisson(Likelihood):
         clamp: tuple[float, float] = (-14.0, 14.0),
     ) -> None:
         super().__init__(x_shape, features, context)
-        self.clamp = tuple(clamp)
+        self.clamp = check_range("clamp", clamp)
         self.network = self.body(hidden, network)
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Any:

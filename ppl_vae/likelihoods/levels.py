@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..distributions import DiscretizedLogistic as DiscretizedLogisticPixel
 from ..distributions import Levels
-from ..errors import ConfigError, check_positive
+from ..errors import ConfigError, check_positive, check_range
 from ..networks import Body
 from .base import Likelihood, SpreadOf, check_counts
 from .real import LocationScale
@@ -129,7 +129,8 @@ class DiscretizedLogisticMixture(Likelihood):
     ) -> None:
         super().__init__(x_shape, features, context)
         check_positive(components=components)
-        self.middle, self.components, self.levels, self.clamp = _middle(levels), components, levels, tuple(clamp)
+        self.middle, self.components, self.levels = _middle(levels), components, levels
+        self.clamp = check_range("clamp", clamp)
         self.network = self.body(hidden, network, 3 * components)
         # The middles of K equal parts of −1 … 1.
         self.constant("centres", [(2 * i + 1) / components - 1 for i in range(components)], persistent=False)

@@ -12,15 +12,16 @@ import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ..distributions import as_pyro, spheres
-from ..errors import DataError, PartError, ShapeError
+from ..distributions import as_pyro, is_periodic, spheres
+from ..errors import DataError, PartError, PplVaeError, ShapeError
+from ..parts import Unconditional
 
 __all__ = [
-    "as_tensor",
     "check_data",
     "check_latent",
     "check_pair",
     "check_part",
+    "check_prior",
     "check_rows",
     "check_spheres",
     "given_by",
@@ -62,16 +63,6 @@ def given_by(kind: str, returned: Any) -> Any:
         raise PartError(f"{kind}: {error}") from error
 
 
-def as_tensor(x: Any) -> Tensor:
-    """Return x as a tensor; a Split or a whole data set is none."""
-    try:
-        return torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"x: expected a tensor, got {type(x).__name__}: pass rows, such as data.test.x (and data.test.y)"
-        ) from error
-
-
 def check_rows(x: Tensor) -> None:
     """Raise unless x has rows."""
     if x.dim() == 0:
@@ -96,10 +87,44 @@ def check_latent(features: int, prior: Any) -> None:
         )
 
 
+def check_prior(prior: Any, c: Tensor | None, like: Tensor) -> None:
+    """Raise unless a prior has a density for such a context, (*, context) or None, with the way out.
+
+    A zuko flow finds out only when it is asked for one, and then says no more than that two matrices do not fit.
+    """
+    try:
+        p = given_by("prior", prior(c))
+        p.log_prob(like.new_zeros(p.shape()))
+    except PplVaeError:
+        raise
+    except ValueError:
+        pass  # Zero is no point of the support, which says nothing of the context.
+    except (RuntimeError, AttributeError, TypeError) as error:
+        name = getattr(prior, "__name__", type(prior).__name__)
+        if c is None:
+            module = isinstance(prior, nn.Module)
+            way_out = "build the prior with context=0" if module else "take priors.Fixed(...), which needs no c"
+            raise ShapeError(
+                f"prior: {name} failed without a context: {error}. Give the VAE a condition, or {way_out}"
+            ) from error
+        way_out = f"Build it with context={c.shape[-1]}, or wrap it in Unconditional(...) to ignore y"
+        if isinstance(prior, Unconditional):
+            way_out = "It is given no context: build what is inside without one"
+        raise ShapeError(f"prior: {name} failed on a context {tuple(c.shape)}: {error}. {way_out}") from error
+
+
 def check_spheres(q: Any, prior: Any) -> None:
-    """Raise unless the prior has a sphere where the encoder has one: log p − log q would mix volumes and surfaces."""
+    """Raise unless the prior has a sphere where the encoder has one: log p − log q would mix volumes and surfaces.
+
+    Nor is all of space a circle, on which a prior of angles lives.
+    """
     if not is_validation_enabled():
         return
+    if is_periodic(prior) and not is_periodic(q):
+        raise PartError(
+            "prior: a density of angles, which adds up to one on (−π, π) alone, goes with an encoder of angles: take "
+            "a prior over all of space, such as zuko.flows.NSF in the place of NCSF"
+        )
     on, size = spheres(q.support, q.event_shape.numel()), prior.event_shape.numel()
     if on and not on <= spheres(prior.support, size):
         raise PartError(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+import numbers
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
@@ -22,11 +23,11 @@ from pyro import poutine
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ..data import check_finite
+from ..data import as_tensor, check_finite
 from ..devices import cuda_devices
 from ..distributions import is_ode, is_point, spheres
-from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, PplVaeError, ShapeError
-from .checks import as_tensor, check_data, check_pair, check_part, check_rows, check_spheres, given_by
+from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
+from .checks import check_data, check_pair, check_part, check_prior, check_rows, check_spheres, given_by
 from .masking import given, observed
 
 __all__ = ["NO_PRIOR", "Programs"]
@@ -79,7 +80,7 @@ class Programs(nn.Module):
             raise PartError("prior=None: expected an encoder with `features`, the number of latent features")
         self.prior, self.likelihood, self.encoder, self.condition = prior, likelihood, encoder, condition
         said = {kind: getattr(getattr(self, kind), "features", None) for kind in _KINDS}
-        said = {kind: features for kind, features in said.items() if isinstance(features, int)}
+        said = {kind: features for kind, features in said.items() if isinstance(features, numbers.Integral)}
         if len(set(said.values())) > 1:
             sizes = ", ".join(f"{features} in the {kind}" for kind, features in said.items())
             raise ShapeError(f"expected one number of latent features in all parts, got {sizes}")
@@ -190,11 +191,17 @@ class Programs(nn.Module):
     def _programs_context(self, x: Tensor | None, y: Any) -> tuple[Tensor | None, int]:
         """Register the parameters; return c (N, context) or None, and N."""
         self._register()
+        return self._row_context(x, y)
+
+    def _row_context(self, x: Tensor | None, y: Any) -> tuple[Tensor | None, int]:
+        """C (N, context) or None, and N."""
         c = self._context(y)
         if c is not None and c.dim() == 1:
             c = c.unsqueeze(0)
         if c is not None and c.dim() != 2:
-            raise ShapeError(f"the programs take one batch dimension, got y with {tuple(c.shape[:-1])}")
+            shape = tuple(c.shape[:-1])
+            way_out = ": pass y.squeeze(-1)" if shape[-1] == 1 else ""
+            raise ShapeError(f"y: expected one a row of x, one batch dimension, got {shape}{way_out}")
         if x is None:
             return c, 1 if c is None else len(c)
         check_rows(x)
@@ -223,7 +230,8 @@ class Programs(nn.Module):
                 f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
                 "hold back: give the model a prior"
             )
-        if spheres(q.support, q.event_shape.numel()):
+        first = self.prior is not None and self._tried is None and is_validation_enabled()
+        if first or spheres(q.support, q.event_shape.numel()):
             check_spheres(q, self._prior(c))
         return q
 
@@ -241,37 +249,26 @@ class Programs(nn.Module):
 
     def _prior(self, c: Tensor | None) -> Any:
         if self.prior is None:
-            return _NoPrior(dist.constraints.real_vector, (), (self.encoder.features,))  # type: ignore
+            return _NoPrior(dist.constraints.real_vector, (), torch.Size([self.encoder.features]))  # type: ignore
         tried = id(self.prior), None if c is None else c.shape[-1]
-        if self._tried == tried or not is_validation_enabled():
-            return given_by("prior", self.prior(c))
-        # Once for a width of the context, or for none: a zuko flow finds out only when it is asked for a density, and
-        # then says no more than that two matrices do not fit.
+        if self._tried != tried and is_validation_enabled():
+            # Once for a width of the context, or for none.
+            with self._aside():
+                check_prior(self.prior, c, self._beta)
+            self._tried = tried
+        return given_by("prior", self.prior(c))
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Run parts in eval mode, without gradients, with random numbers that are nobody's, and seen by no handler."""
         modes = [(module, module.training) for module in self.modules()]
         super().eval()
         try:
             with poutine.block(), torch.no_grad(), torch.random.fork_rng(cuda_devices(self._beta.device)):
-                p = given_by("prior", self.prior(c))
-                p.log_prob(self._beta.new_zeros(p.shape()))
-        except PplVaeError:
-            raise
-        except ValueError:
-            pass  # Zero is no point of the support, which says nothing of the context.
-        except (RuntimeError, AttributeError, TypeError) as error:
-            if c is None:
-                raise ShapeError(
-                    f"prior: {type(self.prior).__name__} failed without a context: {error}. Give the VAE a condition, "
-                    "or build the prior with context=0"
-                ) from error
-            raise ShapeError(
-                f"prior: {type(self.prior).__name__} failed on a context {tuple(c.shape)}: {error}. Build it with "
-                f"context={c.shape[-1]}, or wrap it in Unconditional(...) to ignore y"
-            ) from error
+                yield
         finally:
             for module, mode in modes:
                 module.training = mode
-        self._tried = tried
-        return given_by("prior", self.prior(c))
 
     def _register(self) -> None:
         """Make the parameters known to Pyro, as ``pyro.module`` would, but never as another model's."""
@@ -352,12 +349,12 @@ class Programs(nn.Module):
 
         Raises:
             DataError: for NaN, infinity, no rows, or values that the likelihood cannot have generated.
-            ShapeError: if x has another shape than the likelihood's.
+            ShapeError: if x has another shape than the likelihood's, or y more dimensions than one a row.
+            PartError: if the parts do not go together: a sphere and all of space, for one.
             LabelError: if y is missing, unwanted, of another length, or out of range.
         """
         x = as_tensor(x)
-        if not len(x):
-            raise DataError("expected at least one row of data, got none")
+        check_rows(x)
         check_x = getattr(self.likelihood, "check", None) or check_finite
         check_x(x)
         if x.dtype != (own := self._beta.dtype):
@@ -371,7 +368,7 @@ class Programs(nn.Module):
                 ) from error
         if self.condition is None or y is None:
             self._context(y)
-            return
+            return self._check_parts(x, None)
         y = torch.as_tensor(y)
         if self.per_row(y) and len(y) != len(x):
             raise LabelError(f"expected one y a row of x, got {len(y)} for {len(x)} rows")
@@ -379,6 +376,19 @@ class Programs(nn.Module):
             check(y)
         elif y.is_floating_point():
             check_finite(y, "y")
+        self._check_parts(x, y[:1] if self.per_row(y) else y)
+
+    def _check_parts(self, x: Tensor, y: Tensor | None) -> None:
+        """Raise unless the parts go together on a row, which the programs ask where validation is not switched off."""
+        # One datum may come without a batch dimension.
+        alone = x.dim() == max(1, len(getattr(self.likelihood, "x_shape", None) or ()))
+        row = self._tensor(x[None] if alone else x[:1])
+        with pyro.validation_enabled(), self._aside():
+            c, _ = self._row_context(row, y)
+            q, prior = self._posterior(row, c, None), self._prior(c)  # type: ignore[arg-type]
+            z = q.sample()
+            check_pair(z, prior)
+            observed(given_by("likelihood", self.likelihood(z, c)), row, None)
 
     def check_training(self, x: Any, y: Any = None) -> None:
         """As :meth:`check`, for rows to train on: a model may do without some labels there."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..distributions import as_pyro, is_point, onto_spheres, transport
 from ..errors import ConfigError, NoDensityError, check_positive
+from ..networks import widest
 from ..parts import Unconditional
 from .checks import check_latent, check_pair, check_rows, check_spheres, given_by
 from .masking import given, observed
@@ -226,17 +227,14 @@ class VAE(Programs):
         return torch.cat([torch.where(mask, x, self.decode(some, y).sample().to(x)) for some in z.split(chunk)])
 
     def numbers(self, x: Tensor) -> int:
-        """Return how many numbers a z of x costs: pixels, times the raw numbers of one where that is told.
+        """Return how many numbers the z of x (N, *x_shape) cost at a time, one a row.
 
-        Or what the components of a mixture make of it, if its prior is one and these are more.
+        That is the most of: the raw numbers of the pixels, or the widest layer on the way to them; the layers of a
+        flow; and the components of a mixture, in the prior or in the encoder.
         """
-        prior, part = (_inner(of) for of in (self.prior, self.likelihood))
-        components, features = (getattr(prior, name, 1) for name in ("components", "features"))
-        mixture = components * features if isinstance(components, int) and isinstance(features, int) else 1
-        network = getattr(part, "network", None)
-        raw, pixels = getattr(network, "out_shape", None), getattr(part, "x_shape", None)
-        a_pixel = math.ceil(math.prod(raw) / math.prod(pixels)) if raw and pixels else 1
-        return max(1, x.numel() * max(1, a_pixel), len(x) * mixture)
+        prior, part, encoder = (_inner(of) for of in (self.prior, self.likelihood, self.encoder))
+        mixtures = [getattr(p, "components", 1) * p.features for p in (prior, encoder) if _is_mixture(p)]
+        return max(x.numel(), len(x) * max(1, *mixtures, widest(part), *(widest(p, False) for p in (prior, encoder))))
 
     @torch.no_grad()
     def log_weights(
@@ -258,8 +256,8 @@ class VAE(Programs):
             x: (N, *x_shape), and y as elsewhere.
             samples: how many draws of z in all.
             proposal: where z is drawn from; a function of x (N, *x_shape) returns a distribution, batch shape (N,).
-            memory: how many numbers of decoded x are held at a time, raw ones included, or of the components of a
-                mixture at z, where these are more; by default 2²², 16 MB.
+            memory: how many numbers are held at a time, of decoded x or of what is wider on the way there
+                (:meth:`numbers`); by default 2²², 16 MB.
 
         Returns:
             Chunks (k, N) in nats, with the k adding up to ``samples``.
@@ -339,6 +337,10 @@ def _mean(q: Any, draws: int = 100) -> Tensor:
         return q.mean
     except NotImplementedError:
         return q.sample((draws,)).mean(0)
+
+
+def _is_mixture(part: Any) -> bool:
+    return all(isinstance(getattr(part, name, None), int) for name in ("components", "features"))
 
 
 def _inner(part: Any) -> Any:

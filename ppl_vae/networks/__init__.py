@@ -14,7 +14,7 @@ from .convolutional import Conv
 from .film import FiLM, Modulation
 from .joining import join
 from .mlp import MLP, GatedMLP
-from .network import Body, Network
+from .network import Body, Network, widest
 from .residual import ResNet
 
-__all__ = ["MLP", "Body", "Conv", "FiLM", "GatedMLP", "Modulation", "Network", "ResNet", "join"]
+__all__ = ["MLP", "Body", "Conv", "FiLM", "GatedMLP", "Modulation", "Network", "ResNet", "join", "widest"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from ..parts import check_context
 from .joining import join, separable, through
 from .mlp import MLP
 
-__all__ = ["Body", "Network"]
+__all__ = ["Body", "Network", "widest"]
 
 Body = nn.Module | Callable[..., nn.Module]
 
@@ -77,12 +78,22 @@ class Network(nn.Module):
             raise PartError(f"network: expected None, a class or a module, got {network!r}")
         self._dry_run()
 
+    # How many numbers the largest layer gives for one input, as the dry run has seen it.
+    widest: int
+
     @property
     def joined(self) -> int:
         """The width of the joined input."""
         return (math.prod(self.in_shape) if self.in_shape else 0) + self.context
 
     def _dry_run(self) -> None:
+        sizes: list[int] = []
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel() // 2)
+
+        hooks = [module.register_forward_hook(note) for module in self.body.modules()]
         try:
             out = self._on_zeros()
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -90,6 +101,10 @@ class Network(nn.Module):
                 f"network: expected a module that takes (N, {self.joined}), the input {self.in_shape} flattened and "
                 f"joined with {self.context} context features; it failed with: {error}"
             ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.widest = max(sizes, default=0)
         expected = (2, math.prod(self.out_shape))
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if got != expected:
@@ -172,3 +187,22 @@ class Network(nn.Module):
         raw = self.body(h.reshape(-1, self.joined))  # type: ignore[union-attr]
         # Under mixed precision the products are in bfloat16, and densities are not to be.
         return raw.to(h.dtype).reshape(*batch, *self.out_shape)  # type: ignore[union-attr]
+
+
+def widest(part: Any, networks: bool = True) -> int:
+    """Return how many numbers the largest layer of a part gives for one input; 0 where nothing says so.
+
+    Arguments:
+        part: whatever stands for one.
+        networks: whether those of a :class:`Network` count, which priors and encoders run once a row, whatever z is.
+
+    Example:
+        >>> part = pv.likelihoods.Bernoulli((4,), 2, hidden=(64,))
+        >>> widest(part), widest(part, networks=False)
+        (64, 0)
+    """
+    if isinstance(part, Network):
+        return part.widest * networks
+    if not isinstance(part, nn.Module):
+        return 0
+    return max(getattr(part, "out_features", 0), *(widest(child, networks) for child in part.children()), 0)

@@ -87,7 +87,16 @@ class Objective(ELBO):
     """A Pyro ELBO that is known by its ``differentiable_loss``; its gradient comes through the draws of z."""
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        try:
+            traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        except ValueError as error:
+            if "plate stack overflow" not in str(error):
+                raise
+            raise PartError(
+                f"{type(self).__name__}: expected a program of at most {self.max_plate_nesting} plates, got one of "
+                "more: pass max_plate_nesting=; one that sums missing labels out, whose bound is linear in every "
+                "label, takes Trace_ELBO() or Analytic()"
+            ) from error
         if is_validation_enabled():
             util.check_if_enumerated(traces[1])
         for name, site in sites(traces[1], observed=False):

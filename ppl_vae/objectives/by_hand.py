@@ -95,6 +95,17 @@ def _diagonal(d: Any, what: str) -> tuple[Tensor, Tensor]:
     )
 
 
+def _encode(vae: VAE, x: Tensor, y: Any, mask: Tensor | None = None) -> Any:
+    """The posterior q(z | x, y), once it is one a row: a y of more dimensions would make it one a pair of rows."""
+    q = vae.encode(given(vae.encoder, x, mask), y)
+    if len(q.batch_shape) > 1:
+        raise ShapeError(
+            f"y: expected one a row of x, (N, …), got posteriors {tuple(q.batch_shape)} for {len(x)} rows: pass "
+            "y.squeeze(-1)"
+        )
+    return q
+
+
 def _decode(vae: VAE, z: Tensor, y: Any, x: Tensor) -> Any:
     """The likelihood p(x | z, y), once it is one over all of x: pixels that are no event would pass for rows."""
     p = vae.decode(z, y)
@@ -125,7 +136,8 @@ def analytic_elbo(vae: VAE, x: Any, y: Any = None, *, beta: float = 1.0) -> Tens
     Raises:
         NoClosedFormError: for any other encoder or prior.
     """
-    x, q = torch.as_tensor(x).to(vae._beta), vae.encode(x, y)
+    x = torch.as_tensor(x).to(vae._beta)
+    q = _encode(vae, x, y)
     if vae.prior is None:
         if not isinstance(q, dist.Delta):
             raise NoClosedFormError(
@@ -149,7 +161,7 @@ def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1, mask: Tensor |
         Two tensors (N,), nats.
     """
     x = torch.as_tensor(x).to(vae._beta)
-    q = vae.encode(given(vae.encoder, x, mask), y)
+    q = _encode(vae, x, y, mask)
     z = q.rsample((samples,)) if q.has_rsample else q.sample((samples,))
     p, x = observed(_decode(vae, z, y, x), x, mask)
     reconstruction = -p.log_prob(x).mean(0)

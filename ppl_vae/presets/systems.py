@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import conditions
-from ..errors import ConfigError
+from ..errors import ConfigError, check_positive, check_shape
 from ..model import VAE
 from .dictionaries import complete, in_order, make
 from .tables import Spec
@@ -79,13 +79,14 @@ def vae(
         >>> vae((1, 28, 28), 20).sample(3).shape
         torch.Size([3, 1, 28, 28])
     """
+    check_positive(features=features)
     # Nothing is shared with a condition: the shape and the features of a y are its own.
     named = isinstance(condition, str | Mapping)
     of_y: Any = make("condition", complete("condition", condition)) if named else condition  # type: ignore[arg-type]
     if context is None:
         said = 0 if of_y is None else getattr(of_y, "context", None)
         context = said if isinstance(said, int) else None
-    shared = {"features": features, "x_shape": tuple(x_shape), "context": context}
+    shared = {"features": int(features), "x_shape": check_shape("x_shape", x_shape), "context": context}
     shared |= {"shift": float(range[0]), "scale": float(range[1] - range[0]) or 1.0}
     if levels is not None:
         # Counts from 0: the levels of a pixel are one more than the largest.

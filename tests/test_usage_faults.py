@@ -1,0 +1,215 @@
+"""What a first hour brings: numbers of numpy's, swapped arguments, a column of labels: never a raw error of torch's."""
+
+import functools
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import ppl_vae as pv
+from ppl_vae.distributions import zuko
+from ppl_vae.errors import CheckpointError, ConfigError, DataError, LabelError, PartError, PplVaeError, ShapeError
+
+S = (1, 4, 4)
+X = (torch.arange(192).reshape(12, *S) % 3 == 0).float()
+Y = torch.arange(12) % 3
+quiet = functools.partial(pv.fit, epochs=1, batch_size=6, progress=False, capture="off")
+
+
+def cvae(**parts):
+    return pv.cvae(S, 2, 3, hidden=(8,), **parts)
+
+
+def classifier():
+    return pv.encoders.Classifier(3, S, hidden=(8,))
+
+
+class One(nn.Module):
+    """A likelihood of one pixel, beside an x of sixteen."""
+
+    def forward(self, z, c):
+        return dist.Bernoulli(logits=z[..., :1]).to_event(1)
+
+
+WRONG = {
+    "a shape that is a number": (lambda: pv.vae(784, 20), ConfigError, r"x_shape.*\(784,\)"),
+    "a likelihood of a number": (lambda: pv.likelihoods.Bernoulli(784, 20), ConfigError, r"\(784,\)"),
+    "an encoder of a number": (lambda: pv.encoders.Gaussian(20, 784), ConfigError, r"\(784,\)"),
+    "a classifier of a number": (lambda: pv.encoders.Classifier(10, 784), ConfigError, r"\(784,\)"),
+    "a condition of a number": (lambda: pv.conditions.Image(784, 20), ConfigError, r"y_shape.*\(784,\)"),
+    "a shape with a hole": (lambda: pv.vae((1, 0, 4), 2), ConfigError, r"x_shape\[1\].*≥ 1"),
+    **{
+        f"{name} the wrong way round": (lambda name=name: getattr(pv.encoders, name)(S, 2), ConfigError, "features")
+        for name in ("Gaussian", "FullGaussian", "LowRankGaussian", "Mixture", "PowerSpherical", "Delta")
+    },
+    "a clamp upside down": (lambda: pv.encoders.Gaussian(2, S, clamp=(2, -6)), ConfigError, "low < high"),
+    "no clamp": (lambda: pv.priors.Gaussian(2, clamp=None), ConfigError, r"clamp.*\(low, high\).*None"),
+    "a clamp of a likelihood": (lambda: pv.likelihoods.Gaussian(S, 2, clamp=(1, 1)), ConfigError, "low < high"),
+    "a flow that is made": (
+        lambda: pv.encoders.Flow(2, S, 3, flow=zuko.flows.NSF(2, 64)),
+        PartError,
+        "class of zuko.flows.*pass the class",
+    ),
+    "Unconditional of a class": (lambda: pv.Unconditional(zuko.flows.NSF), PartError, "the class NSF itself"),
+    "Unconditional of a part with context": (
+        lambda: pv.Unconditional(pv.priors.Gaussian(2, 3)),
+        PartError,
+        "built with context=3: build it with context=0",
+    ),
+    "Unconditional of a flow with context": (
+        lambda: quiet(cvae(prior=pv.Unconditional(zuko.flows.NSF(2, 3))), (X, Y)),
+        ShapeError,
+        "given no context: build what is inside without one",
+    ),
+    "a function that wants a context": (
+        lambda: quiet(pv.vae(S, 2, prior=lambda c: dist.Laplace(c.new_zeros(2), 1.0).to_event(1)), X),
+        ShapeError,
+        r"failed without a context.*priors.Fixed",
+    ),
+    "angles": (lambda: quiet(cvae(prior=zuko.flows.NCSF(2, 3, transforms=1)), (X, Y)), PartError, "angles.*NSF"),
+    "angles in log_prob": (
+        lambda: pv.vae(S, 2, prior=pv.priors.Fixed(dist.VonMises, 0.0, 1.0, features=2)).log_prob(X, samples=3),
+        PartError,
+        r"\(−π, π\) alone",
+    ),
+    "a likelihood of another size in log_prob": (
+        lambda: pv.VAE(pv.priors.Standard(2), One(), pv.encoders.Gaussian(2, S)).log_prob(X, samples=3),
+        ShapeError,
+        r"expected \(N, 1\)",
+    ),
+    "β that is called too late": (lambda: quiet(cvae(), (X, Y), beta=pv.objectives.warmup), ConfigError, "call it"),
+    "β of nothing": (lambda: quiet(cvae(), (X, Y), beta=lambda epoch: None), ConfigError, "a number in epoch 1"),
+    "labels that are a distribution": (
+        lambda: pv.SemiSupervised(cvae(), labels=dist.Categorical(torch.ones(3)), classifier=classifier()),
+        PartError,
+        "labels.*returns a distribution",
+    ),
+    "labels that are numbers": (
+        lambda: pv.SemiSupervised(cvae(), labels=torch.ones(3) / 3, classifier=classifier()),
+        PartError,
+        "labels.*something to call",
+    ),
+    "labels that return numbers": (
+        lambda: quiet(pv.SemiSupervised(cvae(), classifier(), lambda c: torch.ones(3)), (X, Y)),
+        PartError,
+        "labels: expected a part to return a distribution",
+    ),
+    "a classifier without a context": (
+        lambda: pv.SemiSupervised(cvae(), classifier=nn.Sequential(nn.Flatten(), nn.Linear(16, 3))),
+        PartError,
+        r"classifier\(x, c\)",
+    ),
+    "the name of a classifier": (lambda: pv.SemiSupervised(cvae(), classifier="Classifier"), PartError, "classifier"),
+    "a classifier of numbers": (
+        lambda: quiet(pv.SemiSupervised(cvae(), lambda x, c: x.flatten(1)[:, :3]), (X, Y)),
+        PartError,
+        "classifier: expected a part to return a distribution",
+    ),
+    "start from all of a data set": (
+        lambda: pv.vae((1, 8, 8), 2).likelihood.start_from(pv.data.load("digits")),
+        DataError,
+        "data.test.x",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_says_the_way_out(name):
+    make, error, message = WRONG[name]
+    with pytest.raises(error, match=message):
+        make()
+
+
+COLUMN = {
+    "check": lambda vae, y: vae.check(X, y),
+    "log_prob": lambda vae, y: vae.log_prob(X, y, samples=3),
+    "log_likelihood": lambda vae, y: pv.evaluation.log_likelihood(vae, X, y, samples=3, progress=False),
+    "evaluate": lambda vae, y: pv.evaluate(vae, X, y, samples=3),
+    "diagnostics": lambda vae, y: pv.evaluation.diagnostics(vae, X, y, draws=1),
+    "impute": lambda vae, y: vae.impute(X, y, X == 0),
+    "elbo_terms": lambda vae, y: pv.objectives.elbo_terms(vae, X, y),
+    "analytic_elbo": lambda vae, y: pv.objectives.analytic_elbo(vae, X, y),
+    "fit": lambda vae, y: quiet(vae, (X, y)),
+    "audit": lambda vae, y: pv.audit(vae, X, y, particles=2),
+}
+
+
+@pytest.mark.parametrize("embedded", [False, True], ids=["labels", "a module of one's own"])
+@pytest.mark.parametrize("asked", COLUMN)
+def test_a_column_of_labels_is_no_label_a_row(asked, embedded):
+    """As it comes from a table, (N, 1): it would broadcast every row against every label."""
+    condition = {"condition": nn.Embedding(3, 4), "context": 4} if embedded else {"condition": pv.OneHot(3)}
+    vae = pv.vae(S, 2, hidden=(8,), prior="Gaussian", **condition)
+    COLUMN[asked](vae, Y)
+    with pytest.raises((ShapeError, LabelError), match=r"pass y.squeeze\(-1\)"):
+        COLUMN[asked](vae, Y[:, None])
+
+
+def test_numbers_of_numpys_are_numbers(tmp_path):
+    y = Y.numpy()
+    vae = pv.cvae(np.array(S), np.int64(2), y.max() + 1, hidden=(np.int32(8),), encoder={"name": "Flow"})
+    options = {"lr": np.float32(1e-3), "beta": np.float64(0.5), "epochs": np.int64(1), "batch_size": np.int16(6)}
+    history = pv.fit(vae, (X.numpy(), y), objective=pv.objectives.IWAE(np.int64(2)), progress=False, **options)
+    assert history[-1]["beta"] == 0.5
+    assert vae.sample(np.int64(3), y).shape == (3, 12, *S)
+    pv.save(vae, tmp_path)
+    torch.manual_seed(0)
+    expected = vae.sample(2, 1)
+    torch.manual_seed(0)
+    assert torch.equal(pv.load(tmp_path).sample(2, 1), expected)
+
+
+def test_an_array_is_what_a_likelihood_starts_from():
+    """And a split, whose pixels are drawn; a Vamp's pseudo-inputs too."""
+    vae = pv.vae(S, 2, hidden=(8,))
+    vae.likelihood.start_from(X.numpy())
+    bias = vae.likelihood.network.body[-1].bias
+    torch.testing.assert_close(bias.sigmoid().detach(), X.mean(0).flatten().clamp(0.001, 0.999))
+    prior = pv.priors.Vamp(vae.encoder, 4)
+    prior.start_from(pv.data.Split(0.5 * X, binarize="dynamic"))
+    assert set(prior.pseudo_inputs.unique().tolist()) <= {0.0, 1.0}
+
+
+UNCHECKED = {
+    "a sphere under a Gaussian": (lambda: cvae(prior=pv.priors.Sphere(2)), "outside the support"),
+    "an unconditional flow": (lambda: cvae(prior=zuko.flows.NSF(2)), "Unconditional"),
+}
+
+
+@pytest.mark.parametrize("capture", ["off", "graph"])
+@pytest.mark.parametrize("name", UNCHECKED)
+def test_the_first_step_is_checked_whatever_is_switched_off(name, capture):
+    """``pyro.enable_validation(False)`` is a common first line."""
+    make, message = UNCHECKED[name]
+    with pyro.validation_enabled(False):
+        with pytest.raises(PplVaeError, match=message):
+            pv.fit(make(), (X, Y), epochs=1, progress=False, capture=capture)
+        with pytest.raises(PplVaeError, match=message):
+            make().log_prob(X, Y, samples=3)
+        assert not pyro.poutine.util.is_validation_enabled()
+
+
+def test_a_name_of_ones_own_has_to_be_there_when_it_is_loaded(tmp_path, monkeypatch):
+    class Mine(pv.priors.Standard):
+        pass
+
+    monkeypatch.setitem(pv.presets.PRIORS, "mine", Mine)
+    pv.save(pv.vae(S, 2, prior="mine"), tmp_path)
+    assert type(pv.load(tmp_path).prior) is Mine
+    monkeypatch.delitem(pv.presets.PRIORS, "mine")
+    with pytest.raises(CheckpointError, match=r"'mine'.*presets.*into=vae"):
+        pv.load(tmp_path)
+
+
+OBJECTIVES = ["FreeBits(0.1)", "Capacity(1.0)", "STL()", "IWAE(1)", "IWAE(3, vectorize_particles=False)", "DReG(2)"]
+
+
+@pytest.mark.parametrize("written", OBJECTIVES)
+def test_missing_labels_go_with_linear_bounds(written):
+    model = pv.SemiSupervised(cvae(), classifier())
+    objective = eval(f"pv.objectives.{written}")
+    with pytest.raises(PartError, match=r"Trace_ELBO(\(\))? or Analytic"):
+        quiet(model, (X, Y - 1), objective=objective)

@@ -407,6 +407,20 @@ MUTANTS = [
         "test_labels.py::test_an_encoder_that_looks_at_y_does_not_make_the_model_use_it",
     ),
     Mutant(
+        "a classifier of codes is judged by the rows it learned from",
+        "evaluation/leakage.py",
+        "known, codes = belongs[~judged], z[~judged]",
+        "known, codes = belongs[judged], z[judged]",
+        "test_labels.py::test_the_linear_classifier_learns_from_other_rows",
+    ),
+    Mutant(
+        "a density less a probability",
+        "evaluation/comparison.py",
+        'if term != "kl" and not _alike(first, self.evaluations[name]):',
+        "if False:",
+        "test_log_likelihood.py::test_probabilities_and_densities_have_no_difference",
+    ),
+    Mutant(
         "draws in turn begin with the first component",
         "evaluation/labels.py",
         "torch.randint(k, (*self.batch_shape, 1), device=z.device)",

@@ -310,7 +310,9 @@ def test_a_proposal_of_ones_own(capture, seed):
     truth = Ppca()
     x, _ = truth.draw(20)
     right, wide = truth.vae(), truth.vae(0.3, 1.5)
-    bad = pv.VAE(right.prior, right.likelihood, lambda x, c: None)
+    # An encoder that is of no use, and is not asked.
+    far = lambda x, c: Independent(Normal(x.new_full((len(x), L), 100.0), 0.1), 1)  # noqa: E731
+    bad = pv.VAE(right.prior, right.likelihood, far)
     options = {"seed": seed, "capture": capture, **QUIET}
     exact = log_likelihood(bad, x, samples=3, proposal=right.encode, **options)
     torch.testing.assert_close(exact.values, truth.log_prob(x), rtol=0, atol=1e-9)

@@ -12,6 +12,7 @@ library builds itself: a module that remembers its arguments, so that a saved mo
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,7 +99,7 @@ class Unconditional(Part):
             raise PartError(f"Unconditional: expected a part (something to call), got {type(part).__name__}")
         if isinstance(part, type):
             raise PartError(f"Unconditional: expected a part, got the class {part.__name__} itself: call it")
-        if isinstance(context := getattr(part, "context", 0), int) and context:
+        if isinstance(context := getattr(part, "context", 0), numbers.Integral) and context:
             raise PartError(
                 f"Unconditional: expected a part built without context, got a {type(part).__name__} built with "
                 f"context={context}: build it with context=0, or leave Unconditional out"

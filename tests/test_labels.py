@@ -302,9 +302,8 @@ def test_the_linear_classifier_learns_from_other_rows():
         apart = torch.cat([(codes[of == k] - loc[j]).flatten(0, 1) for j, k in enumerate((0, 2))])
         covariance, freedom = apart.T @ apart / len(apart), len(of) - 2
         shrunk = (freedom * covariance + 4 * covariance.diagonal().diag()) / (freedom + 4)
-        for j in range(2):
-            expected = torch.distributions.MultivariateNormal(loc[j], shrunk).log_prob(z[i])
-            torch.testing.assert_close(scores[i, :, j], expected)
+        density = [torch.distributions.MultivariateNormal(mean, shrunk).log_prob(z[i]) for mean in loc]
+        torch.testing.assert_close(scores[i, :, 1] - scores[i, :, 0], density[1] - density[0])
 
 
 def test_leave_one_out_by_hand():
@@ -337,6 +336,10 @@ def test_the_exponent_is_the_best_there_is():
     assert told.mean() > -math.log(4)
     assert right.mean().item() == pytest.approx((scores.argmax(-1) == y[:, None]).double().mean().item())
     # An encoder whose support ends gives −∞ for a label that could not have been; one that knows nothing gives it too.
+    # Codes that are the label itself leave no slope at all.
+    at = torch.arange(8) % 2
+    told, _ = LEAKAGE._told(torch.where(torch.arange(2) == at[:, None, None], 0.0, -1e9).double(), at)
+    torch.testing.assert_close(told, torch.zeros(8).double())
     told, _ = LEAKAGE._told(torch.full((8, 1, 2), -1e30).double(), torch.arange(8) % 2)
     torch.testing.assert_close(told, torch.full((8,), -math.log(2)).double())
 

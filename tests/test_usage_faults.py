@@ -1,6 +1,7 @@
 """What a first hour brings: numbers of numpy's, swapped arguments, a column of labels: never a raw error of torch's."""
 
 import functools
+import warnings
 
 import numpy as np
 import pyro
@@ -213,3 +214,102 @@ def test_missing_labels_go_with_linear_bounds(written):
     objective = eval(f"pv.objectives.{written}")
     with pytest.raises(PartError, match=r"Trace_ELBO(\(\))? or Analytic"):
         quiet(model, (X, Y - 1), objective=objective)
+
+
+class Graph(nn.Module):
+    """An encoder of twelve rows at once, which no row can be given alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.net = 2, nn.Linear(16, 4)
+        self.register_buffer("near", torch.eye(12))
+
+    def forward(self, x, c):
+        loc, scale = (self.near @ self.net(x.flatten(1))).chunk(2, -1)
+        return dist.Normal(loc, scale.exp()).to_event(1)
+
+
+def normal(net):
+    return lambda x, c: dist.Normal(net(x), 1.0).to_event(1)
+
+
+BATCHED = {
+    "rows that see each other": Graph,
+    "batch statistics": lambda: normal(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_what_goes_with_a_batch_alone_is_no_mistake(name):
+    vae = pv.VAE(pv.priors.Standard(2), pv.likelihoods.Bernoulli(S, 2, hidden=(8,)), BATCHED[name]())
+    pv.fit(vae, X, epochs=1, batch_size=12, progress=False, capture="off")
+    assert vae.log_prob(X, samples=3).shape == (12,)
+
+
+class Box(nn.Module):
+    """An encoder of angles that neither torch nor we know for one."""
+
+    def forward(self, x, c):
+        inside = [dist.transforms.TanhTransform(), dist.transforms.AffineTransform(0.0, torch.pi)]
+        return dist.TransformedDistribution(dist.Normal(x.flatten(1)[:, :2], 1.0), inside).to_event(1)
+
+
+ANGLES = {
+    "a box": Box(),
+    "a mixture": lambda x, c: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(len(x), 2, 3)), dist.VonMises(torch.zeros(len(x), 2, 3), 1.0)
+    ).to_event(1),
+}
+
+
+@pytest.mark.parametrize("name", ANGLES)
+def test_angles_go_with_angles(name):
+    prior = pv.priors.Fixed(dist.VonMises, 0.0, 1.0, features=2)
+    vae = pv.VAE(prior, pv.likelihoods.Bernoulli(S, 2, hidden=(8,)), ANGLES[name])
+    assert vae.log_prob(X, samples=3).isfinite().all()
+
+
+def test_an_encoder_that_proposes_nothing_need_not_fit():
+    wide = lambda x, c: dist.Normal(x.flatten(1)[:, :2], 5.0).to_event(1)  # noqa: E731
+    prior = pv.priors.Fixed(dist.Uniform, -1.0, 1.0, features=2)
+    vae = pv.VAE(prior, pv.likelihoods.Bernoulli(S, 2, hidden=(8,)), wide)
+    found = pv.evaluation.log_likelihood(vae, X, samples=5, proposal="prior", progress=False)
+    assert found.values.isfinite().all()
+    with pytest.raises(PartError, match="outside the support"):
+        pv.evaluation.log_likelihood(vae, X, samples=5, progress=False)
+
+
+def test_parts_are_asked_once_whether_they_fit(monkeypatch):
+    """Not in every batch of a loader; and again where one has been changed."""
+    asked = []
+    vae = cvae()
+    monkeypatch.setattr(
+        type(vae), "_row_context", lambda self, x, y: asked.append(1) or super(pv.VAE, self)._row_context(x, y)
+    )
+    for _ in range(3):
+        vae.check(X, Y)
+    assert len(asked) == 1
+    vae.prior = pv.priors.Standard(2)
+    vae.check(X, Y)
+    assert len(asked) == 2
+
+
+def test_names_that_mean_something_else():
+    """A module with an ``out_features`` of its own, and one that takes no hooks."""
+
+    class Own(One):
+        out_features = (1, 16)
+
+        def forward(self, z, c):
+            return dist.Bernoulli(logits=z[..., :1].unsqueeze(-1).unsqueeze(-1).expand(*z.shape[:-1], *S)).to_event(3)
+
+    vae = pv.VAE(pv.priors.Standard(2), Own(), pv.encoders.Gaussian(2, S))
+    assert vae.log_prob(X, samples=3).shape == (12,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # It is on its way out, and in users' code.
+        scripted = pv.likelihoods.Bernoulli((16,), 2, network=torch.jit.script(nn.Linear(2, 16)))
+    assert pv.VAE(pv.priors.Standard(2), scripted, pv.encoders.Gaussian(2, (16,))).numbers(X[:1]) == 16
+    many = pv.priors.Mixture(np.int64(2), components=np.int64(500))
+    assert pv.VAE(many, scripted, pv.encoders.Gaussian(2, (16,))).numbers(X[:1].flatten(1)) == 1000

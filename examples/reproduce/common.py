@@ -93,7 +93,9 @@ def run(
     asked, epochs = epochs, args.epochs or epochs
     train, test = (_head(rows, args.rows) for rows in (train, test))
     valid = None if valid is None else _head(valid, args.rows)
-    settings = _settings(args)
+    settings, path = _settings(args), args.results / f"{row}.json"
+    # Refused before anything is trained, if they are another protocol's.
+    _all_seeds(path, args.out, settings)
     callbacks = options.pop("callbacks", [])
     for seed in args.seeds:
         out = args.out / f"{row}-{seed}"
@@ -141,7 +143,6 @@ def run(
         }
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         print(found, flush=True)
-    path = args.results / f"{row}.json"
     results = _all_seeds(path, args.out, settings)
     if not results:
         return
@@ -171,8 +172,10 @@ def _all_seeds(path: Path, out: Path, settings: dict[str, Any]) -> list[dict[str
     found: dict[int, dict[str, Any]] = {}
     if path.exists():
         before = json.loads(path.read_text())
-        if before["settings"] != settings:
-            raise SystemExit(f"{path} is of {before['settings']}, and asked for is {settings}: give another --results")
+        if before.get("settings") != settings:
+            raise SystemExit(
+                f"{path} is of {before.get('settings')}, and asked for is {settings}: give another --results"
+            )
         found = {result["seed"]: result for result in before["seeds"]}
     for folder in out.glob(f"{path.stem}-*"):
         result = _result(folder) if folder.name[len(path.stem) + 1 :].isdigit() else None

@@ -202,8 +202,10 @@ def is_periodic(d: Any) -> bool:
         >>> is_periodic(dist.VonMises(torch.zeros(2), 1.0).to_event(1)), is_periodic(zuko.flows.NCSF(2)())
         (True, True)
     """
-    while isinstance(d, torch.distributions.Independent):
-        d = d.base_dist
+    while (inner := getattr(d, "component_distribution", None) or getattr(d, "base_dist", None)) is not None:
+        if not isinstance(d, torch.distributions.Independent | torch.distributions.MixtureSameFamily):
+            break
+        d = inner
     if isinstance(d, zuko.distributions.NormalizingFlow):
         # A flow of a box; one that ends in a map from all of space into the box has that for its codomain.
         reaches = getattr(d.transform.codomain, "base_constraint", d.transform.codomain)

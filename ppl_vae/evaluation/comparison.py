@@ -60,7 +60,7 @@ class Comparison:
                     cells += f" {numbers[2]:+11.3f} {numbers[3]:11.3f}"
                 lines.append(f"{name:{wide}s} {cells}")
         kinds = {name: _kind(evaluation) for name, evaluation in self.evaluations.items()}
-        if len(set(kinds.values()) - {None}) > 1:
+        if not all(_alike(one, other) for one in self.evaluations.values() for other in self.evaluations.values()):
             said = ", ".join(f"{name}: {kind or 'not known'}" for name, kind in kinds.items())
             lines.append(f"no difference between a probability of x and a density of x means anything ({said})")
         for name, evaluation in self.evaluations.items():
@@ -98,7 +98,9 @@ def _kind(evaluation: Evaluation) -> str | None:
 
 
 def _alike(one: Evaluation, other: Evaluation) -> bool:
-    return None in (kinds := (_kind(one), _kind(other))) or kinds[0] == kinds[1]
+    if not (one.density and other.density):
+        return one.density == other.density
+    return None in (one.discrete, other.discrete) or one.discrete == other.discrete
 
 
 def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:

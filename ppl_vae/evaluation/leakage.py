@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
 
 from ..model import VAE
 from .aggregate import log_density_sums
@@ -57,7 +56,10 @@ def _mixture_scores(vae: VAE, x: Tensor, y: Tensor, z: Tensor, batch_size: int) 
 
 
 def _linear_scores(y: Tensor, z: Tensor) -> Tensor:
-    """The log-density of every draw under a Gaussian for every label, learned from other rows: (N, draws, labels)."""
+    """The log-density of every draw under a Gaussian for every label, learned from other rows: (N, draws, labels).
+
+    Less what it has in common under all labels, which tells nothing.
+    """
     labels, at = y.unique(return_inverse=True)
     belongs = torch.nn.functional.one_hot(at, len(labels)).double()
     # Every other row of a label.
@@ -72,7 +74,8 @@ def _linear_scores(y: Tensor, z: Tensor) -> Tensor:
         # Of few rows, what lies off the diagonal is mostly noise, and would be no covariance.
         variance = covariance.diagonal().clamp(min=1e-12 * covariance.diagonal().max() + 1e-30)
         covariance = (freedom * covariance + size * variance.diag()) / (freedom + size)
-        scores[judged] = MultivariateNormal(loc, covariance).log_prob(z[judged].unsqueeze(2))
+        slope = torch.linalg.solve(covariance, loc.T)
+        scores[judged] = z[judged] @ slope - (loc.T * slope).sum(0) / 2
     return scores
 
 
@@ -93,7 +96,7 @@ def _told(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+        low, high = (middle, high) if slope(middle) >= 0 else (low, middle)
     found = log_r(low)
     hits = (log_r(1.0).argmax(-1) == right[..., 0]).double()
     return found.gather(-1, right)[..., 0].mean(1), hits.mean(1)

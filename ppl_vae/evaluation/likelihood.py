@@ -196,7 +196,8 @@ def log_likelihood(
         raise ConfigError(f"capture: expected 'auto', 'off', 'graph' or 'inductor', got {capture!r}")
     if precision not in ("32", "bf16-mixed"):
         raise ConfigError(f"precision: expected '32' or 'bf16-mixed', got {precision!r}")
-    vae.check(x, y)
+    # An encoder that proposes nothing need not fit.
+    (vae.check if proposal == "encoder" else vae.check_values)(x, y)
     device = vae._beta.device
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
     if memory is None:

@@ -6,8 +6,10 @@ r"""What a model checks: its parts when it is made; while its programs run, that
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from ..distributions import as_pyro, is_periodic, spheres
 from ..errors import DataError, PartError, PplVaeError, ShapeError
 from ..parts import Unconditional
+from .masking import observed
 
 __all__ = [
     "check_data",
@@ -24,6 +27,7 @@ __all__ = [
     "check_prior",
     "check_rows",
     "check_spheres",
+    "check_together",
     "given_by",
 ]
 
@@ -120,7 +124,8 @@ def check_spheres(q: Any, prior: Any) -> None:
     """
     if not is_validation_enabled():
         return
-    if is_periodic(prior) and not is_periodic(q):
+    # Torch knows of no support of what is squeezed into a box, so its draws have to tell.
+    if is_periodic(prior) and not is_periodic(q) and (q.sample((1000,)).abs() > math.pi).any():
         raise PartError(
             "prior: a density of angles, which adds up to one on (−π, π) alone, goes with an encoder of angles: take "
             "a prior over all of space, such as zuko.flows.NSF in the place of NCSF"
@@ -143,3 +148,32 @@ def check_pair(z: Tensor, prior: Any) -> None:
             f"prior: the encoder draws z outside the support of the prior ({name}), where log p(z|y) is −∞: take an "
             "encoder with that support (Sphere goes with PowerSpherical), or a prior over all of z"
         )
+
+
+def check_together(vae: Any, x: Tensor, y: Tensor | None) -> None:
+    """Raise unless the parts of a model go together on a row, as its programs ask where validation is not switched off.
+
+    Arguments:
+        vae: the programs, which remember what was found to fit.
+        x, y: data that its likelihood and its condition take.
+    """
+    # One datum may come without a batch dimension.
+    alone = x.dim() == max(1, len(getattr(vae.likelihood, "x_shape", None) or ()))
+    x, y = x[None] if alone else x[:1], y[:1] if y is not None and vae.per_row(y) else y
+    parts = (id(getattr(vae, kind)) for kind in ("prior", "likelihood", "encoder", "condition"))
+    together = *parts, x.shape, None if y is None else (y.shape, y.dtype)
+    if together == vae._together:
+        return
+    try:
+        with pyro.validation_enabled(), vae._aside():
+            x = vae._tensor(x)
+            c, _ = vae._row_context(x, y)
+            q, prior = vae._posterior(x, c, None), vae._prior(c)
+            z = q.sample()
+            check_pair(z, prior)
+            observed(given_by("likelihood", vae.likelihood(z, c)), x, None)
+    except PplVaeError:
+        raise
+    except (RuntimeError, ValueError, IndexError):
+        return  # What goes with a batch and not with a row, the first step will tell.
+    vae._together = together

@@ -27,7 +27,7 @@ from ..data import as_tensor, check_finite
 from ..devices import cuda_devices
 from ..distributions import is_ode, is_point, spheres
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
-from .checks import check_data, check_pair, check_part, check_prior, check_rows, check_spheres, given_by
+from .checks import check_data, check_pair, check_part, check_prior, check_rows, check_spheres, check_together, given_by
 from .masking import given, observed
 
 __all__ = ["NO_PRIOR", "Programs"]
@@ -91,7 +91,9 @@ class Programs(nn.Module):
         self.beta = beta
         if name is not None and name in _named:
             raise ConfigError(f"a living model is named {name!r} already: choose another name, or leave it out")
+        # What was tried last: a prior with a context, and all parts on a row.
         self._tried: Any = None
+        self._together: Any = None
         self._auto_name = name is None
         self.name = self._fresh_name() if name is None else name
         if name is not None:
@@ -230,9 +232,10 @@ class Programs(nn.Module):
                 f"prior=None: expected a point encoder (Delta), got {type(q).__name__}, whose entropy nothing would "
                 "hold back: give the model a prior"
             )
-        first = self.prior is not None and self._tried is None and is_validation_enabled()
-        if first or spheres(q.support, q.event_shape.numel()):
-            check_spheres(q, self._prior(c))
+        first = self.prior is not None and self._tried is None
+        if is_validation_enabled() and (first or spheres(q.support, q.event_shape.numel())):
+            with self._aside():
+                check_spheres(q, self._prior(c))
         return q
 
     def _encoded(self, x: Tensor | None, c: Tensor | None) -> Any:
@@ -345,7 +348,7 @@ class Programs(nn.Module):
         return y.dim() > len(getattr(self.condition, "y_shape", ()))
 
     def check(self, x: Any, y: Any = None) -> None:
-        """Raise unless x and y are data for this model; meant for a whole data set, before the first step.
+        """Raise unless x and y are data for this model, whose parts go together; for a whole data set, before a step.
 
         Raises:
             DataError: for NaN, infinity, no rows, or values that the likelihood cannot have generated.
@@ -353,6 +356,11 @@ class Programs(nn.Module):
             PartError: if the parts do not go together: a sphere and all of space, for one.
             LabelError: if y is missing, unwanted, of another length, or out of range.
         """
+        self.check_values(x, y)
+        check_together(self, as_tensor(x), None if y is None else torch.as_tensor(y))
+
+    def check_values(self, x: Any, y: Any = None) -> None:
+        """As :meth:`check`, of the data alone."""
         x = as_tensor(x)
         check_rows(x)
         check_x = getattr(self.likelihood, "check", None) or check_finite
@@ -368,7 +376,7 @@ class Programs(nn.Module):
                 ) from error
         if self.condition is None or y is None:
             self._context(y)
-            return self._check_parts(x, None)
+            return
         y = torch.as_tensor(y)
         if self.per_row(y) and len(y) != len(x):
             raise LabelError(f"expected one y a row of x, got {len(y)} for {len(x)} rows")
@@ -376,19 +384,6 @@ class Programs(nn.Module):
             check(y)
         elif y.is_floating_point():
             check_finite(y, "y")
-        self._check_parts(x, y[:1] if self.per_row(y) else y)
-
-    def _check_parts(self, x: Tensor, y: Tensor | None) -> None:
-        """Raise unless the parts go together on a row, which the programs ask where validation is not switched off."""
-        # One datum may come without a batch dimension.
-        alone = x.dim() == max(1, len(getattr(self.likelihood, "x_shape", None) or ()))
-        row = self._tensor(x[None] if alone else x[:1])
-        with pyro.validation_enabled(), self._aside():
-            c, _ = self._row_context(row, y)
-            q, prior = self._posterior(row, c, None), self._prior(c)  # type: ignore[arg-type]
-            z = q.sample()
-            check_pair(z, prior)
-            observed(given_by("likelihood", self.likelihood(z, c)), row, None)
 
     def check_training(self, x: Any, y: Any = None) -> None:
         """As :meth:`check`, for rows to train on: a model may do without some labels there."""

@@ -7,6 +7,7 @@ r"""What one asks of a generative model: draw, encode, decode, reconstruct, tran
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -81,8 +82,8 @@ class VAE(Programs):
             raise NoDensityError(NO_PRIOR)
         c = self._context(y)
         p = self._prior(c)
-        if isinstance(features := getattr(self.encoder, "features", None), int):
-            check_latent(features, p)
+        if isinstance(features := getattr(self.encoder, "features", None), numbers.Integral):
+            check_latent(int(features), p)
         batch = torch.Size() if c is None else c.shape[:-1]
         return p.expand(torch.broadcast_shapes(p.batch_shape, batch))
 
@@ -340,7 +341,7 @@ def _mean(q: Any, draws: int = 100) -> Tensor:
 
 
 def _is_mixture(part: Any) -> bool:
-    return all(isinstance(getattr(part, name, None), int) for name in ("components", "features"))
+    return all(isinstance(getattr(part, name, None), numbers.Integral) for name in ("components", "features"))
 
 
 def _inner(part: Any) -> Any:

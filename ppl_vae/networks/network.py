@@ -93,7 +93,8 @@ class Network(nn.Module):
             if isinstance(output, Tensor):
                 sizes.append(output.numel() // 2)
 
-        hooks = [module.register_forward_hook(note) for module in self.body.modules()]
+        seen = [m for m in self.body.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        hooks = [module.register_forward_hook(note) for module in seen]
         try:
             out = self._on_zeros()
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -104,7 +105,7 @@ class Network(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        self.widest = max(sizes, default=0)
+        self.widest = max(sizes, default=math.prod(self.out_shape))
         expected = (2, math.prod(self.out_shape))
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if got != expected:
@@ -205,4 +206,5 @@ def widest(part: Any, networks: bool = True) -> int:
         return part.widest * networks
     if not isinstance(part, nn.Module):
         return 0
-    return max(getattr(part, "out_features", 0), *(widest(child, networks) for child in part.children()), 0)
+    own = getattr(part, "out_features", 0)
+    return max(own if isinstance(own, int) else 0, *(widest(child, networks) for child in part.children()), 0)

@@ -332,6 +332,7 @@ def test_a_row_goes_on_where_it_was(static: Path, tmp_path: Path) -> None:
     assert (found()["seeds"][0]["epochs"], found()["complete"]) == (2, False)
     assert found()["mean"] != first["mean"]
     # Nobody takes these numbers for those of another protocol.
+    command[command.index("--results") + 1] = str(tmp_path / "elsewhere")
     other = refused(*command, "2", "--rows", "50")
     assert "made with" in other
     assert "give another --out" in other

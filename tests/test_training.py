@@ -987,11 +987,12 @@ def test_what_was_fitted_can_be_pickled_and_fitted_again(tmp_path: Path) -> None
     SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x)
 
 
-def test_rows_that_are_scaled_or_shaped_otherwise_are_other_rows() -> None:
+def test_rows_that_are_scaled_or_shaped_otherwise_are_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.arange(24.0).reshape(4, D) * 8
     x[0, 0] = 255
     vae = pv.vae((D,), 2, likelihood="Gaussian", hidden=[8])
     anything = pv.VAE(vae.prior, lambda z, c: None, vae.encoder)
+    monkeypatch.setattr(anything, "check", lambda x, y=None: None)
     rows = [x, x / 255, x.reshape(2, 2 * D), x.reshape(4, 2, D // 2)]
     digests = [Batches(anything, some, 4, torch.device("cpu")).digest() for some in rows]
     assert len(set(digests)) == 4
@@ -1071,7 +1072,7 @@ class Misbehaving(nn.Module):
         loc, scale = self.loc(z), torch.ones(())
         # The first call prepares, the guard's own look at a failed step repeats the last.
         failing = self.training and self.calls in (self.at, self.at + 1)
-        self.calls += 1
+        self.calls += self.training
         if failing:
             bad = torch.zeros_like(loc)
             if self.how == "nan":

@@ -175,7 +175,7 @@ def bounds(
     if start not in ("prior", "encoder"):
         raise ConfigError(f"expected start to be 'prior' or 'encoder', got {start!r}")
     # Also of a model that may be trained without some labels: what is measured is measured given y.
-    vae.check(x, y)
+    vae.check_values(x, y)
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
     if batch_size is None:
         chunk = _CHUNK_CUDA if vae._beta.is_cuda else _CHUNK

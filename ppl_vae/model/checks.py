@@ -157,8 +157,11 @@ def check_together(vae: Any, x: Tensor, y: Tensor | None) -> None:
         vae: the programs, which remember what was found to fit.
         x, y: data that its likelihood and its condition take.
     """
-    # One datum may come without a batch dimension.
-    alone = x.dim() == max(1, len(getattr(vae.likelihood, "x_shape", None) or ()))
+    # One datum may come without a batch dimension; what has more of them is no batch of rows, and its own error.
+    shape = getattr(vae.likelihood, "x_shape", None)
+    if shape is not None and x.dim() > 1 + len(shape):
+        return
+    alone = x.dim() == max(1, len(shape or ()))
     x, y = x[None] if alone else x[:1], y[:1] if y is not None and vae.per_row(y) else y
     parts = (id(getattr(vae, kind)) for kind in ("prior", "likelihood", "encoder", "condition"))
     together = *parts, x.shape, None if y is None else (y.shape, y.dtype)

@@ -93,8 +93,12 @@ class Network(nn.Module):
             if isinstance(output, Tensor):
                 sizes.append(output.numel() // 2)
 
-        seen = [m for m in self.body.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        hooks = [module.register_forward_hook(note) for module in seen]
+        hooks = []
+        for module in self.body.modules():
+            try:
+                hooks.append(module.register_forward_hook(note))
+            except RuntimeError:
+                continue  # A scripted module takes none.
         try:
             out = self._on_zeros()
         except (RuntimeError, TypeError, ValueError, IndexError) as error:

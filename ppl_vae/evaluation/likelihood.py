@@ -175,7 +175,8 @@ def log_likelihood(
         capture: "off" runs the model as it is; "graph" records it once and replays it; "inductor" compiles that;
             "auto" does what pays for so many samples, and what the model allows.
         precision: "32", or "bf16-mixed" for matrix products in bfloat16, which moves log p of a row by some
-            hundredths of a nat, now and then by two tenths, and their mean by one (``benchmarks/likelihood.py``).
+            hundredths of a nat, now and then by three tenths, and their mean by one or two hundredths
+            (``benchmarks/likelihood.py``).
         seed: of the draws; the caller's generators are left as they were.
         progress: show a bar.
 

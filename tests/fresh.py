@@ -7,6 +7,7 @@ failure.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import secrets
 import sys
@@ -31,7 +32,7 @@ class Count:
     """A plugin that counts how many tests ran, and keeps the names of those that failed."""
 
     def __init__(self) -> None:
-        self.ran, self.failed = 0, list[str]()
+        self.ran, self.failed, self.seconds = 0, list[str](), 0.0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test once, by its call; one that cannot even be set up has failed."""
@@ -46,30 +47,39 @@ def marked() -> list[str]:
     return [str(path) for path in tests if "pytest.mark.fresh" in path.read_text(encoding="utf-8")]
 
 
-def row(first: int, counts: list[Count], seconds: float) -> str:
+def once(seed: int) -> Count:
+    """All marked tests with a seed."""
+    os.environ["PPL_VAE_SEED"] = str(seed)
+    count, started = Count(), time.perf_counter()
+    code = pytest.main(["-q", "--no-header", "--tb=short", "-m", "fresh", *marked()], plugins=[count])
+    if code not in (0, 1):
+        raise SystemExit(f"pytest: {code!r}")
+    count.seconds = time.perf_counter() - started
+    return count
+
+
+def row(first: int, counts: list[Count]) -> str:
     """A line of the table, which names what failed."""
     failures = [f"{name} ({first + i})" for i, count in enumerate(counts) for name in count.failed]
     told = f"{len(failures)}: {', '.join(failures)}" if failures else "0"
     tests = "…".join(str(n) for n in sorted({count.ran for count in counts}))
     last = first + len(counts) - 1
-    return f"| {first}…{last} | {len(counts)} | {tests} | {told} | {seconds / len(counts):.1f} |\n"
+    seconds = sum(count.seconds for count in counts) / len(counts)
+    return f"| {first}…{last} | {len(counts)} | {tests} | {told} | {seconds:.1f} |\n"
 
 
 def main(runs: int) -> int:
-    """Run so many times; return how many tests failed."""
-    first, counts, started = secrets.randbelow(2**31), list[Count](), time.perf_counter()
-    options = ["-q", "--no-header", "--tb=short", "-m", "fresh", *marked()]
+    """Run so many times, a process a core; return how many tests failed."""
+    first, counts = secrets.randbelow(2**31), list[Count]()
     before = LOG.read_text(encoding="utf-8") if LOG.exists() else HEAD
-    for i in range(runs):
-        os.environ["PPL_VAE_SEED"] = str(first + i)
-        count = Count()
-        code = pytest.main(options, plugins=[count])
-        if code not in (0, 1):
-            raise SystemExit(f"pytest: {code!r}")
-        counts.append(count)
-        # After every run, so that one that is interrupted has its row too.
-        LOG.write_text(before + row(first, counts, time.perf_counter() - started), encoding="utf-8")
-        print(f"{i + 1} of {runs}, seed {first + i}: {count.ran} tests, {len(count.failed)} failed", flush=True)
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        for i, count in enumerate(pool.imap(once, range(first, first + runs))):
+            counts.append(count)
+            # After every run, so that one that is interrupted has its row too.
+            LOG.write_text(before + row(first, counts), encoding="utf-8")
+            print(f"{i + 1} of {runs}, seed {first + i}: {count.ran} tests, {len(count.failed)} failed", flush=True)
+        pool.close()
+        pool.join()
     return sum(len(count.failed) for count in counts)
 
 

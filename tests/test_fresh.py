@@ -1,12 +1,16 @@
 """Tests that involve chance have a seed that a run can choose; all others have none but 0."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from ppca import Ppca
+
+ROOT = Path(__file__).parents[1]
 
 
 def drawn():
@@ -20,6 +24,16 @@ def test_a_statistical_test_has_the_seed_of_the_run(seed):
     assert drawn() == (seed, -seed % 2**32)
 
 
+def test_a_statistical_test_sets_no_seed_of_its_own(tmp_path):
+    """One that does would have the same noise in every run, and be counted as if it had not."""
+    file = tmp_path / "test_it.py"
+    file.write_text("import pytest, torch\n\n@pytest.mark.fresh\ndef test_it():\n    torch.manual_seed(3)\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-c", "setup.cfg", str(file)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "has set a seed of its own" in found.stdout
+
+
 def test_any_other_test_has_a_seed_of_zero(seed):
     assert seed == 0
     assert drawn() == (0, 0)
@@ -27,7 +41,7 @@ def test_any_other_test_has_a_seed_of_zero(seed):
 
 @pytest.fixture
 def plugin(pytestconfig):
-    return pytestconfig.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
+    return pytestconfig.pluginmanager.get_plugin(str(ROOT / "conftest.py"))
 
 
 def test_a_fresh_run_draws_a_seed_unless_it_has_one(plugin, monkeypatch):

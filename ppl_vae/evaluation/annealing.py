@@ -23,10 +23,10 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ _CHUNK, _CHUNK_CUDA = 2**22, 2**26
 _PILOTS, _MOVES, _FIRST_MOVES, _ACCEPTANCE, _RATE = 4, 50, 20, 0.9, 0.5
 # The largest force, so that z stays finite; and from how far out a trajectory is given up.
 _FORCE, _FAR = 1e10, 1e4
+# A function that does not depend on z has the slope 0.
+_NO_SLOPE = {"allow_unused": True, "materialize_grads": True}
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ def bounds(
     and log p(x|y) lies between the two on average: ``gap`` is how well this model's log p(x|y) is known. Both are
     stochastic: they hold for the mean, and for one row as far as chance goes.
 
-    A row costs chains × temperatures × (leapfrog + 1) decodings with their gradients, twice with z, and a quarter of
-    that at 16 chains for the preliminary run.
+    A row costs chains × temperatures × leapfrog decodings with their gradients, twice with z, and a quarter of that at
+    16 chains for the preliminary run.
 
     Arguments:
         vae: the model; it is measured in ``eval()`` mode, and left in the mode it was in.
@@ -239,6 +241,20 @@ def _ladder(steps: int) -> list[float]:
     return ((t - t[0]) / (t[-1] - t[0])).tolist()
 
 
+class _Place(NamedTuple):
+    """Where chains are: z (chains, N, latent); log r and u there, (chains, N); the gradients of these in z."""
+
+    z: Tensor
+    log_r: Tensor
+    u: Tensor
+    slope_r: Tensor
+    slope_u: Tensor
+
+    def at(self, t: float) -> tuple[Tensor, Tensor]:
+        """Return log f_t and its gradient: both are straight lines in t, so one evaluation serves every temperature."""
+        return self.log_r + t * self.u, self.slope_r + t * self.slope_u
+
+
 class _Path:
     """The densities between the start and the target, for some rows, as functions of z (chains, N, latent)."""
 
@@ -251,31 +267,31 @@ class _Path:
         """Draw from the start."""
         return self.start.expand((len(self.x),)).sample((chains,))
 
-    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log r(z) and u(z), (chains, N)."""
-        try:
-            likelihood, x = observed(as_pyro(self.vae.likelihood(z, self.c)), self.x, None)
-            log_r, u = self.start.log_prob(z), likelihood.log_prob(x)
-        except PplVaeError:
-            raise
-        except ValueError as error:
-            # What validation says of parameters that are not finite.
-            first = str(error).splitlines()[0]
-            raise NonFiniteError(f"bounds: log p(x, z | y) is not defined at z: {first}") from error
-        return log_r, u if self.start is self.prior else u + self.prior.log_prob(z) - log_r
-
-    def at(self, t: float) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """Return the function from z to log f_t(z), its gradient, and u(z)."""
-
-        def tempered(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            with torch.enable_grad():
-                z = z.detach().requires_grad_()
-                log_r, u = self(z)
-                log_f = log_r + t * u
-                (gradient,) = torch.autograd.grad(log_f.sum(), z)
-            return log_f.detach(), gradient, u.detach()
-
-        return tempered
+    def __call__(self, z: Tensor) -> _Place:
+        """Return the place z."""
+        z = z.detach()
+        # One z for each density, so that one backward pass gives both gradients, apart.
+        of_r, of_p = z.clone().requires_grad_(), z.clone().requires_grad_()
+        apart = self.start is not self.prior
+        with torch.enable_grad():
+            try:
+                likelihood, x = observed(as_pyro(self.vae.likelihood(of_p, self.c)), self.x, None)
+                log_r, log_p = self.start.log_prob(of_r), likelihood.log_prob(x)
+            except PplVaeError:
+                raise
+            except ValueError as error:
+                # What validation says of parameters that are not finite.
+                first = str(error).splitlines()[0]
+                raise NonFiniteError(f"bounds: log p(x, z | y) is not defined at z: {first}") from error
+            if apart:
+                log_p = log_p + self.prior.log_prob(of_p)
+            # A likelihood may be one that z says nothing to.
+            values = [each for each in (log_r, log_p) if each.requires_grad]
+            slopes = torch.autograd.grad(values, (of_r, of_p), [torch.ones_like(each) for each in values], **_NO_SLOPE)
+        log_r, log_p, (slope_r, slope_p) = log_r.detach(), log_p.detach(), slopes
+        # From the prior, p(z|y) is in r and in p, and is left out of u.
+        u, slope_u = (log_p - log_r, slope_p - slope_r) if apart else (log_p, slope_p)
+        return _Place(z, log_r, u, slope_r, slope_u)
 
 
 def _anneal(
@@ -286,8 +302,8 @@ def _anneal(
     Returns:
         The log-weights (chains, N), and the acceptance of every row (N,), in float64.
     """
-    _, u = path(z)
-    log_w = (ladder[1] - ladder[0]) * u.double()
+    place = path(z)
+    log_w = (ladder[1] - ladder[0]) * place.u.double()
     if (wrong := (log_w.isnan() | (log_w == math.inf)).any(0)).any():
         raise NonFiniteError(
             f"bounds: log p(x, z | y) is not finite at the first z of {int(wrong.sum())} of {len(wrong)} rows: look at "
@@ -295,51 +311,52 @@ def _anneal(
         )
     accepted = torch.zeros_like(log_w)
     for t, following, step in zip(ladder[1:-1], ladder[2:], steps, strict=True):
-        z, u, rate = _move(path.at(t), z, step, leapfrog)
-        log_w += (following - t) * u.double()
+        place, rate = _move(path, t, place, step, leapfrog)
+        log_w += (following - t) * place.u.double()
         accepted += rate
     return log_w, accepted.mean(0) / max(1, len(ladder) - 2)
 
 
 def _step_sizes(path: _Path, ladder: Sequence[float], leapfrog: int) -> list[Tensor]:
     """Return a step size for every row, (N,), at every temperature that is not an end, from a run of its own."""
-    z = path.draw(_PILOTS)
-    log_step = z.std(0).amin(-1).log()
+    place = path(path.draw(_PILOTS))
+    log_step = place.z.std(0).amin(-1).log()
     steps = []
     for k, t in enumerate(ladder[1:-1]):
         for _ in range(math.ceil(_MOVES / (len(ladder) - 2)) + (_FIRST_MOVES if k == 0 else 0)):
-            z, _, rate = _move(path.at(t), z, log_step.exp(), leapfrog)
+            place, rate = _move(path, t, place, log_step.exp(), leapfrog)
             log_step = log_step + _RATE * (rate.mean(0) - _ACCEPTANCE)
         steps.append(log_step.exp())
     return steps
 
 
-def _move(
-    tempered: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], z: Tensor, step: Tensor, leapfrog: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Make one Hamiltonian move of z (chains, N, latent), with steps (N,) that do not depend on z.
+def _move(path: _Path, t: float, place: _Place, step: Tensor, leapfrog: int) -> tuple[_Place, Tensor]:
+    """Make one Hamiltonian move in f_t from a place, with steps (N,) that do not depend on z.
 
     Returns:
-        z, u(z) and the acceptance rate, (chains, N).
+        The place where the chains are then, and the acceptance rate, (chains, N).
     """
-    log_f, gradient, u = tempered(z)
+    log_f, gradient = place.at(t)
     # From none to twice the step, at random: of one length, trajectories could close in on themselves.
     step = (step * 2 * torch.rand_like(log_f)).unsqueeze(-1)
-    there, momentum = z, torch.randn_like(z)
+    there, momentum = place, torch.randn_like(place.z)
     energy = 0.5 * momentum.square().sum(-1) - log_f
-    lost = _far(z)
+    lost = _far(place.z)
     for _ in range(leapfrog):
         momentum = momentum + 0.5 * step * _force(gradient)
-        there = there + step * momentum
+        z = there.z + step * momentum
         # A trajectory that flies off is rejected, as it would be from its other end, and the model is not asked there.
-        lost = lost | _far(there)
-        there = torch.where(lost.unsqueeze(-1), z, there)
-        log_f, gradient, u_there = tempered(there)
+        lost = lost | _far(z)
+        there = path(torch.where(lost.unsqueeze(-1), place.z, z))
+        log_f, gradient = there.at(t)
         momentum = momentum + 0.5 * step * _force(gradient)
     energy_there = 0.5 * momentum.square().sum(-1) - log_f
     rate = (energy - energy_there).clamp(max=0).exp().nan_to_num(0.0).masked_fill(lost, 0.0)
     accepted = _accept(rate)
-    return torch.where(accepted.unsqueeze(-1), there, z), torch.where(accepted, u_there, u), rate
+    pairs = zip(there, place, strict=True)
+    # Those with a coordinate more, z and the gradients, are taken whole.
+    moved = (torch.where(accepted.unsqueeze(-1) if a.dim() > accepted.dim() else accepted, a, b) for a, b in pairs)
+    return _Place(*moved), rate
 
 
 def _far(z: Tensor) -> Tensor:

@@ -371,6 +371,13 @@ MUTANTS = [
         "test_log_likelihood.py::test_comparison_is_paired",
     ),
     Mutant(
+        "pixels of 0 are taken for certain where logarithms are put together",
+        "capture/rewriting.py",
+        "new(aten.relu.default, (logits,))",
+        "new(aten.relu.default, (new(aten.mul.Tensor, (logits, value)),))",
+        "test_rewriting.py::test_extreme_logits",
+    ),
+    Mutant(
         "every move of the annealing is accepted",
         "evaluation/annealing.py",
         "accepted = _accept(rate)",

@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..errors import CaptureError
 from .guard import first_line
 from .recording import CaptureWarning, Generators, no_host_reads
+from .rewriting import rewrite
 from .simplify import simplify, written
 
 __all__ = ["TwoStages"]
@@ -80,6 +81,8 @@ class TwoStages:
                 before.restore()
                 raise CaptureError(f"cannot be recorded as a graph: {first_line(error)}") from error
             simplify(graph, inputs)
+            if compile:
+                rewrite(graph)
             self.first, self._second = split(graph)
             self.second: Callable[..., Any] = self._second
             self.prepare(*inputs)

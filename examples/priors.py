@@ -78,7 +78,6 @@ def trained(name: str, condition: str, seed: int, folder: Path) -> pv.VAE:
     options = {"prior": PRIORS[name], "network": pv.networks.GatedMLP, "hidden": (300, 300)}
     build = functools.partial(pv.cvae, classes=10) if condition == "y" else pv.vae
     model = build(data.x_shape, 40, **options)
-    state = folder / "state"
     pv.fit(
         model,
         data.train,
@@ -87,8 +86,8 @@ def trained(name: str, condition: str, seed: int, folder: Path) -> pv.VAE:
         lr=5e-4,
         beta=pv.objectives.warmup(max(1, epochs // 5)),
         seed=seed,
-        checkpoint=state,
-        resume=state if state.exists() else None,
+        checkpoint=folder / "state",
+        resume=True,
     )
     pv.save(model, folder)
     return model

@@ -41,9 +41,8 @@ else:
     first = pv.vae(data.x_shape, 40, network=pv.networks.GatedMLP, hidden=(300, 300))
     beta = pv.objectives.warmup(max(1, args.first // 5))
     args.out.mkdir(parents=True, exist_ok=True)
-    state = args.out / "state"
-    resume = state if state.exists() else None
-    pv.fit(first, data.train, epochs=args.first, lr=5e-4, beta=beta, checkpoint=state, resume=resume, **options)
+    state = args.out / f"state-{args.seed}"
+    pv.fit(first, data.train, epochs=args.first, lr=5e-4, beta=beta, checkpoint=state, resume=True, **options)
     codes = [first.embed(split.x) for split in (grey.train, grey.valid, grey.test)]
     # Dimensions that say nothing are 0 in all rows.
     used = codes[0].std(0).topk(args.codes).indices

@@ -79,6 +79,9 @@ class Batches:
             ) from error
         if not x.dim():
             raise ShapeError("x: expected (N, *x_shape), got a number")
+        like_x = y is not None and mask is None and y.dtype == torch.bool and y.shape == x.shape and x.dim() > 1
+        if like_x and tuple(getattr(self.vae.condition, "y_shape", ())) != tuple(x.shape[1:]):
+            raise DataError("expected (x, y), got a bool y of the shape of x: pass a mask third, as (x, None, mask)")
         mask = self.vae._mask(x, mask)
         # What is not seen may be NaN, and need not be kept.
         x = x if mask is None else torch.where(mask, x, torch.zeros_like(x))

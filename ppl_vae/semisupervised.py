@@ -115,7 +115,7 @@ class SemiSupervised(VAE):
                     prior = self._prior(c)
                     z = pyro.sample("z", prior, infer={"weights": weights})
                 check_pair(z, prior)
-                p, x = observed(given_by("likelihood", self.likelihood(z, c)), x, mask)
+                p, x = observed(self._decoded(z, c), x, mask)
                 check_data(self.likelihood, x)
                 return pyro.sample("x", p, obs=x, infer={"weights": weights})
 

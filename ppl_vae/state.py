@@ -18,10 +18,10 @@ from torch import Tensor
 from . import checkpoint
 from .capture import CapturedSVI
 from .devices import cuda_devices
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError
 from .model import VAE
 
-__all__ = ["restore", "set_weights", "store", "weights"]
+__all__ = ["has_state", "restore", "set_weights", "store", "weights"]
 
 
 def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
@@ -59,7 +59,12 @@ def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: 
             else:
                 optimizer.setdefault(str(i), {})[key] = value
     info = {"history": list(history), "settings": history.info, "steps": steps.steps, "optimizer": optimizer}
-    checkpoint.write(folder, "training", tensors, info | {"best": None if best is None else best[0]})
+    checkpoint.write(folder, "training", tensors, info | {"best_epoch": None if best is None else best[0]})
+
+
+def has_state(folder: str | Path) -> bool:
+    """Whether a folder holds the state of a training, whole or not."""
+    return (Path(folder) / "training.json").exists()
 
 
 def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
@@ -72,8 +77,8 @@ def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
         yield f"{name}: {then!r} then, {now!r} now"
 
 
-def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, patience: bool = False) -> Any:
-    """Take up a stored state; return the best model so far, which with patience must be there."""
+def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> Any:
+    """Take up a stored state; return the epoch of the best model so far and its weights, or None."""
     tensors, info = checkpoint.read(folder, "training")
     if not isinstance(settings := info.get("settings"), dict) or not settings:
         raise CheckpointError(f"{folder}: damaged: no settings of a run in it")
@@ -89,16 +94,10 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, pati
             i, _, name = key.partition(".")
             state.setdefault(int(i), {})[name] = tensor
         rows = [dict(row) for row in info["history"]]
-        done, best = int(info["steps"]), None if info["best"] is None else (float(info["best"]), part["best"])
+        done, best = int(info["steps"]), None if info["best_epoch"] is None else (int(info["best_epoch"]), part["best"])
         rng = [part["rng"]["cpu"], *(part["rng"]["cuda"] for _ in cuda_devices(vae._beta.device))]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: damaged: no state of training in it: {error!r}") from error
-    measured = [row["valid_neg_elbo"] for row in rows if "valid_neg_elbo" in row]
-    if patience and measured and (best is None or best[0] > min(measured)):
-        raise ConfigError(
-            f"patience: {folder} was written without it at times, and has not kept the best model: resume without "
-            "patience, or train anew with it"
-        )
     set_weights(vae, steps, part["model"], str(folder))
     groups = steps.optim.optimizer.state_dict()["param_groups"]
     steps.optim.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro.distributions import Unit
-from pyro.infer import ELBO
+from pyro.infer import ELBO, ReweightedWakeSleep
 from pyro.optim import PyroOptim
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -33,10 +33,10 @@ from . import presets
 from .batches import Batches
 from .capture import Backend, CapturedSVI, Watch
 from .devices import cuda_devices, find_device, seed_all, seeded
-from .errors import ConfigError, DataError, NonFiniteError, PartError, check_positive
+from .errors import CheckpointError, ConfigError, DataError, NonFiniteError, PartError, check_positive
 from .model import VAE
 from .objectives import Trace_ELBO, elbo_terms
-from .state import restore, set_weights, store, weights
+from .state import has_state, restore, set_weights, store, weights
 
 __all__ = ["History", "fit"]
 
@@ -58,6 +58,14 @@ class History(list[dict[str, Any]]):
     def __init__(self, rows: Iterable[dict[str, Any]] = (), info: dict[str, Any] | None = None) -> None:
         super().__init__(rows)
         self.info = info or {}
+
+    def __repr__(self) -> str:
+        if not self:
+            return "History of no epochs"
+        last = self[-1]
+        names = {"neg_elbo": "−ELBO", "valid_neg_elbo": "on valid"}
+        told = ", ".join(f"{word} {last[name]:.3f}" for name, word in names.items() if name in last)
+        return f"History of {len(self)} epoch{'s' * (len(self) > 1)}, the last: {told} nats"
 
     def column(self, name: str) -> list[Any]:
         """Return one value an epoch, None where an epoch lacks it."""
@@ -82,15 +90,17 @@ def fit(
     device: str | torch.device = "auto",
     seed: int | None = 0,
     checkpoint: str | Path | None = None,
-    resume: str | Path | None = None,
+    resume: str | Path | bool | None = None,
+    overwrite: bool = False,
     callbacks: Callable[[VAE, History], Any] | Sequence[Callable[[VAE, History], Any]] = (),
     progress: bool = True,
 ) -> History:
     """Train a model; return its history.
 
     Calling it again continues from the parameters reached, with a fresh optimiser. The model comes back in ``eval()``
-    mode, on the device it was trained on, and leaves nothing in Pyro's param store. So it does when training is
-    interrupted (Ctrl-C), with its last weights; the best under ``patience`` are then in ``checkpoint`` alone.
+    mode, on the device it was trained on, and leaves nothing in Pyro's param store but what functions of yours made by
+    ``pyro.param``, which ``pv.save`` does not know. So it does when training is interrupted (Ctrl-C), with its last
+    weights; the best under ``patience`` are then in ``checkpoint`` alone.
 
     Arguments:
         vae: the model.
@@ -108,7 +118,8 @@ def fit(
         objective: a Pyro ELBO; ``Trace_ELBO()`` by default.
         beta: the weight of the KL, or a function of the epoch such as ``objectives.warmup(20)``; None leaves the
             model's own. The model keeps the last one.
-        patience: stop after so many epochs without a better −ELBO on ``valid``, and return the best model.
+        patience: stop after so many epochs without a better loss on ``valid``, and return the best model. It is
+            −log p(x|z,y) + β KL, with the β that training is to end with: −ELBO where that is 1, also on the way there.
         capture: "off" for stock Pyro steps; "auto" records the programs as a graph where that pays and replays it, with
             the same numbers; or a backend of :class:`~ppl_vae.capture.CapturedSVI`. ``history.info["capture"]`` says
             what it came to.
@@ -118,7 +129,9 @@ def fit(
             uses those. The first weights are drawn when the model is built: ``torch.manual_seed`` before that.
         checkpoint: a folder to write the state of training to after every epoch.
         resume: such a folder to continue from, bit for bit where ``epochs``, ``lr`` and ``beta`` are what they were and
-            the data are tensors; it is also written to unless ``checkpoint`` names another.
+            the data are tensors; it is also written to unless ``checkpoint`` names another. True is to continue from
+            ``checkpoint`` if there is a state in it, and else to begin, so that a script can be run again and again.
+        overwrite: let the state of another training in ``checkpoint`` be replaced, which otherwise is an error.
         callbacks: one or several, called as ``callback(vae, history)`` after every epoch; one that returns True ends
             training.
         progress: show a bar.
@@ -127,7 +140,7 @@ def fit(
         DataError, ShapeError, LabelError: before the first step, for data the model cannot take.
         ConfigError: for settings that make no sense.
         NonFiniteError: when a loss or gradient is not finite, before it reaches the parameters; or −ELBO on ``valid``.
-        CheckpointError: for a state that is damaged or belongs to another run.
+        CheckpointError: for a state that is damaged or belongs to another run, or would be written over.
         CaptureError: if a recorded graph and the program come to disagree.
 
     Example:
@@ -163,7 +176,18 @@ def fit(
         kind = objective if isinstance(objective, type) else type(objective)
         way_out = f" itself: call it, {kind.__name__}()" if kind is objective else ""
         raise PartError(f"objective: expected a Pyro ELBO such as Trace_ELBO(), got {kind.__name__}{way_out}")
+    if isinstance(objective, ReweightedWakeSleep):
+        raise PartError(
+            "objective: expected an ELBO with one loss, got ReweightedWakeSleep, which has two: train it with "
+            "pyro.infer.SVI"
+        )
+    if type(objective).__name__.startswith("Jit"):
+        raise PartError(
+            f"objective: expected an ELBO as it is, got {type(objective).__name__}, which compiles itself: take "
+            f"{type(objective).__name__.removeprefix('Jit')}(), which is recorded here (capture=)"
+        )
     callbacks = [callbacks] if callable(callbacks) else callbacks
+    checkpoint, resume = _folders(checkpoint, resume, overwrite)
     device = find_device(device)
     vae.to(device)
     # A DataLoader spends random numbers when it is opened, and they are neither the caller's nor training's.
@@ -176,7 +200,6 @@ def fit(
             batches.start()
 
     objective = Trace_ELBO() if objective is None else objective
-    checkpoint = resume if checkpoint is None else checkpoint
     history = History(
         info={
             "rows": batches.rows,
@@ -215,18 +238,25 @@ def fit(
         watch=Terms,
         check_every=500,
     )
-    best: tuple[float, dict[str, Tensor]] | None = None
+    last_beta = vae.beta if beta_at is None else beta_at(epochs)
+    # The epoch of the best weights, and these.
+    best: tuple[int, dict[str, Tensor]] | None = None
 
     with seeded(seed, device), _quiet():
         try:
             shapes = batches.shapes()
             _meet(vae, steps, shapes)
             if resume is not None:
-                best = restore(resume, vae, steps, history, patience is not None)
+                best = restore(resume, vae, steps, history)
+                if patience is not None and (best and best[0]) != _best_epoch(history, last_beta):
+                    raise ConfigError(
+                        f"patience: {resume} was written without it at times, or for another β, and has not kept the "
+                        "best model: resume without patience, or train anew with it"
+                    )
             bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress, dynamic_ncols=True)
             with bar:
                 for epoch in range(len(history) + 1, epochs + 1):
-                    if patience is not None and _epochs_since_best(history) >= patience:
+                    if patience is not None and best is not None and len(history) - best[0] >= patience:
                         break
                     if beta_at is not None:
                         vae.beta = beta_at(epoch)
@@ -240,8 +270,8 @@ def fit(
                     if validation is not None:
                         row |= _validate(vae, validation, seed)
                     history.append(row)
-                    if patience is not None and (best is None or row["valid_neg_elbo"] < best[0]):
-                        best = row["valid_neg_elbo"], {k: v.clone() for k, v in weights(vae, steps).items()}
+                    if patience is not None and _best_epoch(history, last_beta) == epoch:
+                        best = epoch, {k: v.clone() for k, v in weights(vae, steps).items()}
                     if checkpoint is not None:
                         store(checkpoint, vae, steps, history, best)
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
@@ -279,9 +309,33 @@ def _schedule(name: str, value: Schedule) -> Callable[[int], float]:
     return at
 
 
-def _epochs_since_best(history: History) -> int:
-    measured = [row["valid_neg_elbo"] for row in history if "valid_neg_elbo" in row]
-    return len(measured) - 1 - measured.index(min(measured)) if measured else 0
+def _folders(
+    checkpoint: str | Path | None, resume: str | Path | bool | None, overwrite: bool
+) -> tuple[str | Path | None, str | Path | None]:
+    """Where to write, and what to continue from."""
+    if isinstance(resume, bool):
+        if resume and checkpoint is None:
+            raise ConfigError("resume=True: expected checkpoint=, the folder to continue from")
+        resume = checkpoint if resume and checkpoint is not None and has_state(checkpoint) else None
+    if checkpoint is None:
+        return resume, resume
+    same = resume is not None and Path(resume).resolve() == Path(checkpoint).resolve()
+    if not (same or overwrite) and has_state(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint} holds the state of a training, which the first epoch of this one would replace: pass "
+            "resume=True to continue it or overwrite=True to replace it, or name another folder"
+        )
+    return checkpoint, resume
+
+
+def _best_epoch(history: History, beta: float) -> int | None:
+    """The first epoch of the least loss on validation data at this β."""
+    losses = {
+        row["epoch"]: row["valid_reconstruction"] + beta * row["valid_kl"]
+        for row in history
+        if "valid_reconstruction" in row
+    }
+    return min(losses, key=losses.__getitem__) if losses else None
 
 
 def _described(vae: VAE) -> dict[str, Any] | None:

@@ -886,8 +886,21 @@ def test_an_interrupted_run_can_be_resumed(tmp_path: Path, monkeypatch: Any, cap
     with monkeypatch.context() as patch:
         patch.setattr(_Records, "__call__", interrupt)
         assert main(["train", "--data", "bars.npz", "--out", str(out), *TINY, "--epochs", "4"]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "ppl-vae: interrupted"
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "ppl-vae: interrupted"
+    assert f"ppl-vae train --resume --out {out} goes on" in said[-2]
     assert len(numbers(out)) == 2
+    assert main(["evaluate", str(out)]) == 2
+    assert f"ppl-vae train --resume --out {out} goes on" in capsys.readouterr().err
     train(out, "--resume", "--epochs", "4")
     train(whole := tmp_path / "whole", "--epochs", "4")
     assert numbers(out) == numbers(whole)
+
+
+def test_a_model_can_be_trained_and_not_measured(tmp_path: Path, capsys: Any) -> None:
+    vae = train(tmp_path, "--evaluate", "false", "--hidden", "7")
+    assert next(m.out_features for m in vae.encoder.modules() if isinstance(m, torch.nn.Linear)) == 7
+    assert not (tmp_path / "evaluation.json").exists()
+    assert "parameters, trained on" in capsys.readouterr().out
+    assert main(["train", "--data", "bars.npz", "--out", str(tmp_path / "b"), *TINY, "--warmup", "-3"]) == 2
+    assert "--warmup: expected a number of epochs" in capsys.readouterr().err

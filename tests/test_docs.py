@@ -4,11 +4,8 @@ import functools
 import re
 from pathlib import Path
 
-import pyro
 import pytest
 import torch
-from pyro import poutine
-from pyro.infer import SVI, Predictive, Trace_ELBO
 
 import ppl_vae as pv
 from ppl_vae import presets
@@ -48,14 +45,11 @@ def test_every_block_of_a_page_runs_and_says_what_is_true(page, tmp_path, monkey
 
 def test_the_blocks_of_the_readme_run(monkeypatch, capsys):
     """In order, on few rows of noise for MNIST, and with less annealing and a hastier judge."""
-    y = torch.arange(100) % 10
-    few = pv.data.from_tensors(torch.rand(120, 1, 28, 28), torch.arange(120) % 10, binarize="dynamic")
+    few = pv.data.from_tensors(torch.rand(1000, 1, 28, 28), torch.arange(1000) % 10, binarize="dynamic")
     monkeypatch.setattr(pv.data, "load", lambda *args, **options: few)
     for name, less in (("bounds", {"temperatures": 3, "chains": 2, "leapfrog": 1}), ("quality", {"steps": 20})):
         monkeypatch.setattr(pv.evaluation, name, functools.partial(getattr(pv.evaluation, name), **less))
-    x = torch.rand(100, 1, 28, 28).round()
-    names = {"pyro": pyro, "poutine": poutine, "SVI": SVI, "Predictive": Predictive, "Trace_ELBO": Trace_ELBO}
-    names |= {"x": x, "y": y, "labels": y, "x_test": x, "y_test": y}
+    names = {"__name__": "README.md"}
     found = blocks("../README.md")
     assert len(found) == 5
     for line, block in found:
@@ -63,3 +57,10 @@ def test_the_blocks_of_the_readme_run(monkeypatch, capsys):
     assert names["images"].shape == (8, 10, 1, 28, 28)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("Pareto", "lower bound", "dimensions are used", "calibration: ", "FID"))
+
+
+def test_the_blocks_of_the_capture_page_run():
+    names = {"__name__": "capture.md"}
+    for line, block in blocks("capture.md"):
+        exec(compile("\n" * line + block, "capture.md", "exec"), names)
+    assert names["svi"].steps == 10

@@ -788,6 +788,58 @@ def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
     assert same(weights(first), weights(vae))
 
 
+def test_a_training_is_not_written_over(tmp_path: Path) -> None:
+    """The same line twice: refused, gone on with, or begun anew, as it says; what is refused leaves all as it was."""
+    x, first = binary(), a_vae()
+    run(copy.deepcopy(first), x, epochs=3, checkpoint=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for options in ({"checkpoint": tmp_path}, {"checkpoint": tmp_path, "resume": False}):
+        with pytest.raises(CheckpointError, match="resume=True to continue it or overwrite=True to replace it"):
+            run(copy.deepcopy(first), x, epochs=5, **options)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    # Nor is that of a run that goes on from elsewhere.
+    run(copy.deepcopy(first), x, epochs=1, checkpoint=tmp_path / "other")
+    with pytest.raises(CheckpointError, match="holds the state of a training"):
+        run(copy.deepcopy(first), x, epochs=2, resume=tmp_path / "other", checkpoint=tmp_path)
+    assert len(run(copy.deepcopy(first), x, epochs=2, resume=tmp_path, checkpoint=tmp_path)) == 3
+    assert len(run(copy.deepcopy(first), x, epochs=1, checkpoint=tmp_path, overwrite=True)) == 1
+    assert len(json.loads((tmp_path / "training.json").read_text())["history"]) == 1
+
+
+def test_one_line_begins_and_goes_on(tmp_path: Path) -> None:
+    x, first = binary(), a_vae()
+    whole, resumed = copy.deepcopy(first), copy.deepcopy(first)
+    history = run(whole, x, epochs=4)
+    options: dict[str, Any] = {"checkpoint": tmp_path / "run", "resume": True}
+    run(copy.deepcopy(first), x, epochs=2, **options)
+    assert numbers(run(resumed, x, epochs=4, **options)) == numbers(history)
+    assert same(weights(whole), weights(resumed))
+    with pytest.raises(ConfigError, match="resume=True: expected checkpoint="):
+        run(whole, x, resume=True)
+
+
+@pytest.mark.parametrize("beta", [warmup(6, beta=8.0), 8.0])
+def test_patience_waits_for_the_loss_that_training_ends_with(beta: Any, tmp_path: Path) -> None:
+    """−log p + 8 KL, not −ELBO, which is best where β, on its way to 8, is about 1."""
+    # Rows of mostly one and mostly zero: worth a nat or so at β = 1, and nothing at 8.
+    x, vae = (torch.rand(200, D) < torch.tensor([0.1, 0.9]).repeat(100)[:, None]).float(), a_vae()
+    options: dict[str, Any] = {"epochs": 30, "lr": 0.02, "beta": beta}
+    history = run(copy.deepcopy(vae), x, x, **options)
+    losses = [row["valid_reconstruction"] + 8 * row["valid_kl"] for row in history]
+    kept: list[Any] = []
+    callbacks = [lambda vae, history: kept.append(weights(vae))]
+    best = run(vae, x, x, **options, patience=30, callbacks=callbacks, checkpoint=tmp_path)
+    assert same(weights(vae), kept[losses.index(min(losses))])
+    elbos = best.column("valid_neg_elbo")
+    if callable(beta):
+        assert losses.index(min(losses)) != elbos.index(min(elbos))
+    # Another β to end with is another best model, which was not kept.
+    state = json.loads((tmp_path / "training.json").read_text())
+    assert state["best_epoch"] == losses.index(min(losses)) + 1
+    with pytest.raises(ConfigError, match="for another β, and has not kept the best model"):
+        run(a_vae(), x, x, epochs=31, lr=0.02, beta=lambda epoch: 1e-3, patience=30, resume=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("optim", "fused"),
     [
@@ -1031,7 +1083,7 @@ def test_pseudo_inputs_start_from_means_where_nothing_is_seen(loader: bool) -> N
     torch.testing.assert_close(got[got[:, 2].argsort()], expected)
 
 
-@pytest.mark.parametrize("key", ["history", "steps", "optimizer", "best", "settings", "weights"])
+@pytest.mark.parametrize("key", ["history", "steps", "optimizer", "best_epoch", "settings", "weights"])
 def test_a_state_with_a_part_missing_is_refused(key: str, tmp_path: Path) -> None:
     x, vae = binary(), a_vae()
     run(vae, x, checkpoint=tmp_path)

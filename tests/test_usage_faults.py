@@ -1,6 +1,8 @@
 """What a first hour brings: numbers of numpy's, swapped arguments, a column of labels: never a raw error of torch's."""
 
+import copy
 import functools
+import pickle
 import warnings
 
 import numpy as np
@@ -8,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, JitTrace_ELBO, ReweightedWakeSleep, Trace_ELBO
 from torch import nn
 
 import ppl_vae as pv
@@ -35,7 +38,46 @@ class One(nn.Module):
         return dist.Bernoulli(logits=z[..., :1]).to_event(1)
 
 
+class Joined(nn.Module):
+    """A likelihood that joins z and c as a first try does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2 + 3, 16)
+
+    def forward(self, z, c):
+        return dist.Bernoulli(logits=self.layer(torch.cat([z, c], -1)).unflatten(-1, S)).to_event(3)
+
+
+class Flat(nn.Module):
+    """An encoder whose convolution knows of one batch dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(1, 2, 3), nn.Linear(8 + 3, 2)
+
+    def forward(self, x, c):
+        return dist.Normal(self.layer(torch.cat([self.conv(x).flatten(1), c], -1)), 1.0).to_event(1)
+
+
+def joined(encoder=None):
+    parts = cvae()
+    likelihood = Joined() if encoder is None else parts.likelihood
+    return pv.VAE(parts.prior, likelihood, encoder or parts.encoder, pv.OneHot(3))
+
+
 WRONG = {
+    "a mask in the place of y": (lambda: quiet(pv.vae(S, 2), (X, X == 0)), DataError, r"\(x, None, mask\)"),
+    "an ae with a prior": (lambda: pv.ae(S, 2, prior="Gaussian"), ConfigError, "pv.vae"),
+    "a cvae with a condition": (lambda: pv.cvae(S, 2, 3, condition=pv.OneHot(3)), ConfigError, "pv.vae"),
+    "a range a column": (lambda: pv.vae((3,), 2, range=(X[0, 0, 0], X[1, 0, 0])), ConfigError, "standardise"),
+    "a shift a column": (lambda: pv.encoders.Gaussian(2, (3,), shift=torch.ones(3)), ConfigError, "shift.*standardise"),
+    "two losses": (lambda: quiet(cvae(), (X, Y), objective=ReweightedWakeSleep()), PartError, "pyro.infer.SVI"),
+    "compiled twice": (lambda: quiet(cvae(), (X, Y), objective=JitTrace_ELBO()), PartError, r"Trace_ELBO\(\), which"),
+    "a cat and a sample": (lambda: joined().sample(4, y=torch.arange(3)), ShapeError, r"\(4, 3, 2\).*join.*Network"),
+    "a cat and weights": (lambda: joined().log_prob(X, Y), ShapeError, r"likelihood: .*\(1000, 12, 2\).*join"),
+    "a cat and a label": (lambda: joined().decode(torch.zeros(4, 2), 1), ShapeError, r"\(4, 2\) and c \(3,\)"),
+    "a conv and a label": (lambda: joined(Flat()).encode(X, 1), ShapeError, r"encoder: .* c \(3,\)"),
     "a shape that is a number": (lambda: pv.vae(784, 20), ConfigError, r"x_shape.*\(784,\)"),
     "a likelihood of a number": (lambda: pv.likelihoods.Bernoulli(784, 20), ConfigError, r"\(784,\)"),
     "an encoder of a number": (lambda: pv.encoders.Gaussian(20, 784), ConfigError, r"\(784,\)"),
@@ -313,3 +355,67 @@ def test_names_that_mean_something_else():
     assert pv.VAE(pv.priors.Standard(2), scripted, pv.encoders.Gaussian(2, (16,))).numbers(X[:1]) == 16
     many = pv.priors.Mixture(np.int64(2), components=np.int64(500))
     assert pv.VAE(many, scripted, pv.encoders.Gaussian(2, (16,))).numbers(X[:1].flatten(1)) == 1000
+
+
+def test_parts_for_rows_alone_still_train():
+    vae = joined(Flat())
+    assert len(quiet(vae, (X, Y))) == 1
+    # What a part says of a matrix that does not fit is its own to say.
+    vae.encoder.layer = nn.Linear(5, 2)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        vae.encode(X, Y)
+
+
+def test_channels_that_come_last_are_met_with_a_warning():
+    with pytest.warns(UserWarning, match=r"\(32, 32, 3\) is 32 channels of 32 × 3.*permute"):
+        pv.networks.Conv((32, 32, 3), (8,))
+    for shape in ((3, 32, 32), (1, 8, 8), (4, 4, 4), (32, 16, 3)):
+        pv.networks.Conv(shape, (8,))
+
+
+def test_pixels_without_a_mean_in_closed_form_have_that_of_draws():
+    class Drawn(dist.Normal):
+        @property
+        def mean(self):
+            raise NotImplementedError
+
+    vae = pv.VAE(pv.priors.Standard(2), lambda z, c: Drawn(z.sum(-1, keepdim=True), 0.01).to_event(1), Encoder())
+    x = torch.randn(5, 1)
+    torch.testing.assert_close(vae.reconstruct(x), 2 * x, rtol=0, atol=0.01)
+    assert vae.sample(3, mean=True).shape == (3, 1)
+    assert vae.interpolate(x, x, steps=4).shape == (4, 5, 1)
+
+
+class Encoder(nn.Module):
+    def forward(self, x, c=None):
+        return dist.Normal(x.expand(-1, 2), 0.1).to_event(1)
+
+
+def test_a_model_that_svi_has_trained_is_copied_and_pickled():
+    vae = cvae()
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    svi.step(X, Y)
+    for again in (pickle.loads(pickle.dumps(vae)), copy.deepcopy(vae)):
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), vae.parameters(), strict=True))
+    before = [p.clone() for p in vae.parameters()]
+    svi.step(X, Y)
+    assert not any(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
+
+
+def test_pyro_can_draw_the_programs():
+    found = pyro.infer.inspect.get_model_relations(cvae().model, model_args=(X, Y))
+    assert found["sample_sample"] == {"z": [], "x": ["z"]}
+    assert found["observed"] == ["x"]
+
+
+def test_what_a_notebook_shows():
+    """The last line of a cell: a picture, a table, and of a history how far it came."""
+    vae = cvae()
+    history = quiet(vae, (X, Y), valid=(X, Y))
+    told = f"−ELBO {history[0]['neg_elbo']:.3f}, on valid {history[0]['valid_neg_elbo']:.3f} nats"
+    assert repr(history) == f"History of 1 epoch, the last: {told}"
+    assert repr(pv.History()) == "History of no epochs"
+    for found in (pv.evaluate(vae, X, Y, samples=3), pv.audit(vae, X, Y, particles=2)):
+        assert repr(found) == str(found)
+    for figure in (pv.plots.samples(X), pv.plots.history(history)):
+        assert figure._repr_png_().startswith(b"\x89PNG")

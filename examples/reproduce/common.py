@@ -103,7 +103,7 @@ def run(
         if (done := _result(out)) is not None and done["asked"] >= epochs:
             continue
         torch.manual_seed(seed)
-        model, state = make(seed), out / "state"
+        model = make(seed)
         history = pv.fit(
             model,
             train,
@@ -111,8 +111,8 @@ def run(
             epochs=epochs,
             seed=seed,
             device=args.device,
-            checkpoint=state,
-            resume=state if state.exists() else None,
+            checkpoint=out / "state",
+            resume=True,
             callbacks=callbacks,
             **options,
         )

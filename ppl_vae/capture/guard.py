@@ -82,7 +82,7 @@ def compare(
     raise CaptureError(
         f"step {step}: the recorded graph gives loss {loss:.7g}, the program {stock:.7g} (relative difference "
         f"{of_loss:.1e}; gradient {of_gradient:.1e}); {frozen}. Make it a tensor (a buffer), pass it to step(), or "
-        "take backend='off'"
+        "run the program as it is: capture='off' in fit, backend='off' in CapturedSVI"
     )
 
 

@@ -81,7 +81,7 @@ class AuditFailed(PplVaeError, ValueError):
 
 def report(vae: VAE, source: data.Data, out: Path) -> None:
     """Print and write what the test set says of a model."""
-    result = evaluate(vae, *xy(vae, source.test))
+    result = evaluate(vae, *xy(vae, source.test), progress=True)
     # What training stands on; ppl-vae audit goes through all there is.
     objectives = [Trace_ELBO(), TraceMeanField_ELBO()]
     check = audit(vae, *xy(vae, spread(source.test, 64)), objectives=objectives, particles=50)

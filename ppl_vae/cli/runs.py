@@ -18,6 +18,7 @@ from ..devices import find_device, seeded
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluation import audit, compare, evaluate
 from ..model import VAE
+from ..state import has_state
 from ..training import History
 from .files import read_evaluation, write_arrays, write_evaluation, write_json
 from .parsing import parse, parser_of
@@ -49,8 +50,18 @@ def _open_run(command: Callable[..., Any], words: list[str], *options: tuple[str
     return parse(parser, words, {})
 
 
+def _model(options: Namespace) -> VAE:
+    run = Path(options.run)
+    if has_state(run) and not (run / "model.json").exists():
+        raise CheckpointError(
+            f"{run}: expected a trained model, got a training that was interrupted: ppl-vae train --resume --out {run} "
+            "goes on, and --epochs says how far"
+        )
+    return load(run, device=find_device(options.device))
+
+
 def _model_and_data(options: Namespace) -> tuple[VAE, data.Data]:
-    vae, path = load(options.run, device=find_device(options.device)), Path(options.run) / "config.yaml"
+    vae, path = _model(options), Path(options.run) / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())
         return vae, data.load(**config["data"])
@@ -69,7 +80,7 @@ def sample(words: list[str]) -> None:
         ("seed", int, 0, "of the draws"),
         ("out", str | None, None, "the picture, the numbers beside it in .npz; by default in the run's folder"),
     )
-    vae = load(options.run, device=find_device(options.device))
+    vae = _model(options)
     vrange = value_range(options.run)
     labels = None if vae.condition is None else [options.label]
     if labels == [None]:

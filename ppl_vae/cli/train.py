@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..devices import seeded
 from ..errors import ConfigError, PplVaeError
 from ..model import VAE
 from ..objectives import warmup
+from ..state import has_state
 from ..training import History, fit
 from .parsing import parse, parser_of
 from .report import PICTURES, draw, report
@@ -43,7 +45,8 @@ UNTYPABLE |= {"jit_options", "retain_graph", "tail_adaptive_beta"}
 BY_NAME: dict[str, Any] = {"network": str | dict, "distribution": str, "args": list[float]}
 BY_NAME |= {"flow": str | dict, "first": str | dict, "second": str | dict}
 # Of what fit takes, what a word cannot say as it is; all else is an option of the same name.
-_ASIDE = {"vae", "train", "valid", "lr", "optim", "objective", "beta", "checkpoint", "resume", "callbacks", "progress"}
+_ASIDE = {"vae", "train", "valid", "lr", "optim", "objective", "beta", "checkpoint", "resume", "overwrite"}
+_ASIDE |= {"callbacks", "progress"}
 _OF_FIT = [name for name in inspect.signature(fit).parameters if name not in _ASIDE]
 
 
@@ -75,6 +78,8 @@ def train(words: list[str]) -> None:
         return
     how = options.objective.as_dict()
     objective = presets.lookup(presets.OBJECTIVES, how.pop("name"), "objective name")(**how)
+    if options.warmup < 0:
+        raise ConfigError(f"--warmup: expected a number of epochs, 0 for none, got {options.warmup}")
     out = _run_folder(options)
     try:
         history = fit(
@@ -87,16 +92,23 @@ def train(words: list[str]) -> None:
             beta=warmup(options.warmup, options.beta) if options.warmup else None,
             checkpoint=out,
             resume=out if options.resume else None,
+            overwrite=options.overwrite,
             callbacks=[_Records(out, text)],
         )
     except PplVaeError:
         with contextlib.suppress(OSError):
             out.rmdir()  # Only if it is empty: nothing was trained.
         raise
+    except KeyboardInterrupt:
+        if has_state(out):
+            print(f"every finished epoch is in {out}: ppl-vae train --resume --out {out} goes on", file=sys.stderr)
+        raise
     save(vae, out, data=source.describe())
     parts = ", ".join(f"{k} {type(p).__name__}" for k in PARTS if (p := getattr(vae, k)) is not None)
     numbers = sum(p.numel() for p in vae.parameters())
     print(f"{source.name}, {len(history)} epochs: {parts}; {numbers:,} parameters, trained on {history.info['device']}")
+    if not options.evaluate:
+        return
     if not len(source.test):
         print("no rows are left to test on: neither evaluated nor drawn")
         return
@@ -162,7 +174,11 @@ def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
     parser.add_function_arguments(data.load, "data", skip={"name"})
     parser.add_argument("--model", type=str, help="ae, vae or cvae; by default cvae where the data have labels")
     parser.add_argument("--latent", type=int, default=16, help="the number of latent features")
-    parser.add_argument("--hidden", type=list[int] | None, help="hidden layers of the likelihood and the encoder")
+    parser.add_argument(
+        "--hidden",
+        type=list[int] | int | None,
+        help="hidden layers of the likelihood and the encoder: 400, or '[400, 200]' for two",
+    )
     parser.add_argument("--network", type=str | None, help=f"their body: {', '.join(presets.NETWORKS)}")
     for kind in PARTS:
         parser.add_argument(f"--{kind}.name", type=str | None, help=", ".join(presets.TABLES[kind]))
@@ -172,6 +188,7 @@ def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
     parser.add_argument("--beta", type=float, default=1.0, help="the weight of the KL")
     parser.add_argument("--warmup", type=int, default=0, help="epochs over which β rises to its value")
     parser.add_argument("--start_from_data", action="store_true", help="start the likelihood at the mean of the data")
+    parser.add_argument("--evaluate", type=bool, default=True, help="measure and draw the test set at the end")
     parser.add_argument("--lr", type=float, default=1e-3, help="the learning rate")
     parser.add_function_arguments(fit, as_group=False, skip={*_ASIDE})
     return parser

@@ -183,6 +183,6 @@ def check_finite(x: Tensor, what: str = "x") -> None:
     row, *pixel = (int(i) for i in np.unravel_index(int(finite.flatten().int().argmin()), x.shape))
     raise DataError(
         f"expected finite {what}, got {bad} {values} not, the first {x[(row, *pixel)].item()} at row {row}, "
-        f"pixel {tuple(pixel)}: leave such rows out, or where pixels are missing pass a mask, True where seen: "
-        "fit(vae, (x, y, mask))"
+        f"pixel {tuple(pixel)}: leave such rows out, or where pixels are missing pass a mask, True where seen, to "
+        "what takes one: fit(vae, (x, y, mask)), impute(x, y, mask)"
     )

@@ -5,6 +5,7 @@ r"""What all encoders share: a network of a standardised x, joined with its cont
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,9 @@ class Encoder(Part):
         check_positive(**sizes)
         for name, size in sizes.items():
             setattr(self, name, size)
+        for name, value in {"shift": shift, "scale": scale}.items():
+            if not isinstance(value, numbers.Real):
+                raise ConfigError(f"{name}: expected a number for all pixels, got {value!r}: standardise x before")
         if not scale > 0:
             raise ConfigError(f"expected scale > 0, got {scale}")
         self.x_shape, self.context = check_shape("x_shape", x_shape), context

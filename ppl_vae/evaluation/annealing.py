@@ -32,11 +32,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..distributions import as_pyro, is_point
+from ..distributions import is_point
 from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError, check_positive
 from ..model import VAE
 from ..model.masking import observed
-from .measuring import GREY, mean_and_error, measuring, named, plain
+from .measuring import GREY, Report, mean_and_error, measuring, named, plain
 
 __all__ = ["Bounds", "bounds"]
 
@@ -51,8 +51,8 @@ _FORCE, _FAR = 1e10, 1e4
 _NO_SLOPE = {"allow_unused": True, "materialize_grads": True}
 
 
-@dataclass(frozen=True)
-class Bounds:
+@dataclass(frozen=True, repr=False)
+class Bounds(Report):
     """What :func:`bounds` found, a number a row, in nats, on the CPU in float64; ``str`` makes the table.
 
     Attributes:
@@ -275,7 +275,7 @@ class _Path:
         apart = self.start is not self.prior
         with torch.enable_grad():
             try:
-                likelihood, x = observed(as_pyro(self.vae.likelihood(of_p, self.c)), self.x, None)
+                likelihood, x = observed(self.vae._decoded(of_p, self.c), self.x, None)
                 log_r, log_p = self.start.log_prob(of_r), likelihood.log_prob(x)
             except PplVaeError:
                 raise

@@ -26,7 +26,7 @@ from ..devices import seed_all, seeded
 from ..errors import NoClosedFormError, PartError, check_positive
 from ..model import VAE
 from ..objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
-from .measuring import plain
+from .measuring import Report, plain
 from .references import draw_for_draw, loss_by_hand
 
 __all__ = ["Audit", "AuditRow", "audit"]
@@ -40,8 +40,8 @@ _POWER = 2.33
 _TINY = 1e-300
 
 
-@dataclass(frozen=True)
-class AuditRow:
+@dataclass(frozen=True, repr=False)
+class AuditRow(Report):
     """A comparison: the loss of an objective, or its gradient, with the same written by hand.
 
     Relative is to the size of the reference; over many draws, to its root mean square, for a gradient along its mean.
@@ -93,8 +93,8 @@ _HEAD = (
 )
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Report):
     """What :func:`audit` found: ``passed``, its ``rows``, ``line`` in short, ``str`` the table."""
 
     rows: tuple[AuditRow, ...]

@@ -31,15 +31,15 @@ from torch import Tensor
 from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError, check_positive
 from ..model import VAE
-from .measuring import measuring, plain
+from .measuring import Report, measuring, plain
 
 __all__ = ["Calibration", "calibration"]
 
 _SHOWN = 10
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Report):
     """What :func:`calibration` found: the ranks, and what follows from them; ``str`` makes the table.
 
     ``ranks`` are whole numbers (replicates, latent) from 0 to ``draws``.

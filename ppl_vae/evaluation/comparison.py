@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
-from .measuring import GREY, mean_and_error, plain
+from .measuring import GREY, Report, mean_and_error, plain
 from .summary import Evaluation
 
 __all__ = ["Comparison", "compare"]
@@ -22,8 +22,8 @@ __all__ = ["Comparison", "compare"]
 _COLUMNS = {"neg_log_prob": "−log p(x|y)", "neg_elbo": "−ELBO", "kl": "KL", "reconstruction": "reconstruction"}
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Report):
     """Evaluations by name, of the same rows; ``str`` makes the table, whose differences are from the first."""
 
     evaluations: Mapping[str, Evaluation]

@@ -32,7 +32,7 @@ from ..errors import check_positive
 from ..model import VAE
 from ..model.masking import observed
 from .aggregate import divergence, log_density_sums, posterior, row_wise
-from .measuring import GREY, mean_and_error, measuring, named, plain
+from .measuring import GREY, Report, mean_and_error, measuring, named, plain
 
 __all__ = ["Diagnostics", "diagnostics"]
 
@@ -42,8 +42,8 @@ _ACTIVE, _NOTHING = 0.01, 0.01
 _SHOWN, _CHUNK = 20, 2**22
 
 
-@dataclass(frozen=True)
-class Diagnostics:
+@dataclass(frozen=True, repr=False)
+class Diagnostics(Report):
     """What :func:`diagnostics` found, in nats per datum; ``str`` makes the table, ``finding`` says it in words.
 
     ``terms`` holds means with their standard errors over the rows. ``variance`` (latent,) is Var_x E_q[z], and

@@ -32,7 +32,7 @@ from ..model import VAE
 from .aggregate import POINT, divergence, posterior
 from .leakage import prior_information, told_of_labels
 from .likelihood import log_likelihood
-from .measuring import GREY, mean_and_error, measuring, named, plain
+from .measuring import GREY, Report, mean_and_error, measuring, named, plain
 
 __all__ = ["LabelUse", "check_labels", "label_classes", "label_use"]
 
@@ -41,8 +41,8 @@ __all__ = ["LabelUse", "check_labels", "label_classes", "label_use"]
 _SURE = 4.89
 
 
-@dataclass(frozen=True)
-class LabelUse:
+@dataclass(frozen=True, repr=False)
+class LabelUse(Report):
     """What :func:`label_use` found; ``str`` makes the table, ``finding`` says it in words.
 
     ``terms`` holds means with their standard errors over the rows, ``labels`` the labels that were tried, ``p_y`` their

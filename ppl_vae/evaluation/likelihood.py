@@ -32,7 +32,7 @@ from ..capture import CaptureWarning, TwoStages
 from ..devices import cuda_devices
 from ..errors import CaptureError, ConfigError, NonFiniteError, check_positive
 from ..model import VAE, Proposal
-from .measuring import GREY, mean_and_error, measuring, plain
+from .measuring import GREY, Report, mean_and_error, measuring, plain
 from .pareto import good_below, pareto_k, tail_length
 
 __all__ = ["LogLikelihood", "log_likelihood"]
@@ -45,8 +45,8 @@ _ROWS = 64
 _WORTH_RECORDING, _WORTH_COMPILING = 2e8, 4e9
 
 
-@dataclass(frozen=True)
-class LogLikelihood:
+@dataclass(frozen=True, repr=False)
+class LogLikelihood(Report):
     """Estimates of log p(x | y), a row each, in nats; ``str`` makes the table.
 
     Attributes:

@@ -16,7 +16,14 @@ from torch import Tensor
 from ..devices import seeded
 from ..model import VAE
 
-__all__ = ["GREY", "mean_and_error", "measuring", "named", "plain"]
+__all__ = ["GREY", "Report", "mean_and_error", "measuring", "named", "plain"]
+
+
+class Report:
+    """What a measurement found: shown as the table that ``str`` makes, at a prompt and in a notebook too."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 @contextmanager

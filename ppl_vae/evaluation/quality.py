@@ -29,7 +29,7 @@ from ..errors import DataError, LabelError, ShapeError, check_positive
 from ..model import VAE
 from .judge import Judge, train_judge
 from .labels import check_labels, label_classes
-from .measuring import mean_and_error, measuring, named, plain
+from .measuring import Report, mean_and_error, measuring, named, plain
 
 __all__ = ["Quality", "fid", "kid", "quality"]
 
@@ -37,8 +37,8 @@ __all__ = ["Quality", "fid", "kid", "quality"]
 _PAIRED = 2000
 
 
-@dataclass(frozen=True)
-class Quality:
+@dataclass(frozen=True, repr=False)
+class Quality(Report):
     """What :func:`quality` found; ``str`` makes the table.
 
     ``terms`` holds what the samples get and ``real`` what test data get in their place, each with a standard error, NaN

@@ -20,7 +20,7 @@ from ..errors import check_positive
 from ..model import VAE
 from ..objectives import elbo_terms
 from .likelihood import LogLikelihood, log_likelihood
-from .measuring import GREY, mean_and_error, measuring, named, plain
+from .measuring import GREY, Report, mean_and_error, measuring, named, plain
 from .pareto import good_below
 
 __all__ = ["Evaluation", "evaluate"]
@@ -35,8 +35,8 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Report):
     """What a model gives every row of a data set, in nats; ``str`` makes the table of means.
 
     Attributes:

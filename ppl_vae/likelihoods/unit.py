@@ -67,7 +67,7 @@ class Bernoulli(Likelihood):
         low, high = x.min().item(), x.max().item()
         if low < 0 or high > 1:
             grey_levels = low >= 0 and high <= 255 and bool((x == x.round()).all())
-            hint = "divide x by 255 (scale='unit'), and " if grey_levels else ""
+            hint = "divide x by its largest level, 255 for bytes (scale='unit'), and " if grey_levels else ""
             real = "" if grey_levels else ", or for real numbers take likelihood='Gaussian' with range="
             raise DataError(
                 f"Bernoulli: expected x in {'[0, 1]' if self.grey else '{0, 1}'}, got {low:g} … {high:g}: {hint}"
@@ -76,8 +76,9 @@ class Bernoulli(Likelihood):
         if not self.grey and not ((x == 0) | (x == 1)).all():
             raise DataError(
                 f"Bernoulli: expected x in {{0, 1}}, got grey values in {low:g} … {high:g}, of which it is no density: "
-                "binarise x (binarize='threshold', 'static' or 'dynamic'), use a continuous Bernoulli or another "
-                "density (ContinuousBernoulli, Beta), or Bernoulli(grey=True) to repeat a figure computed like that"
+                "binarise x (binarize='threshold', 'static', or 'dynamic', of which Split.draw() gives pixels), use a "
+                "continuous Bernoulli or another density (ContinuousBernoulli, Beta), or Bernoulli(grey=True) to "
+                "repeat a figure computed like that"
             )
 
     def _raw_start(self, x: Tensor) -> Tensor:

@@ -67,6 +67,29 @@ def given_by(kind: str, returned: Any) -> Any:
         raise PartError(f"{kind}: {error}") from error
 
 
+def called(kind: str, part: Any, a: Tensor, c: Tensor | None, event_dims: int) -> Any:
+    """Return what a likelihood or an encoder gives of a (*, *event) and c, as a Pyro distribution.
+
+    Raises:
+        ShapeError: if it fails where there is more than one leading dimension, or c has others.
+    """
+    try:
+        returned = part(a, c)
+    except (PplVaeError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        lead = a.dim() - event_dims
+        if lead < 2 and (c is None or c.dim() - 1 == lead):
+            raise
+        given = "" if c is None else f" and c {tuple(c.shape)}"
+        raise ShapeError(
+            f"{kind}: expected a part that takes any leading dimensions, and a c with fewer of them, got one that "
+            f"failed on {tuple(a.shape)}{given}: {error}. Join the two with networks.join, and flatten the leading "
+            "dimensions for a layer that wants one; or build on networks.Network, which does both"
+        ) from error
+    return given_by(kind, returned)
+
+
 def check_rows(x: Tensor) -> None:
     """Raise unless x has rows."""
     if x.dim() == 0:
@@ -174,7 +197,7 @@ def check_together(vae: Any, x: Tensor, y: Tensor | None) -> None:
             q, prior = vae._posterior(x, c, None), vae._prior(c)
             z = q.sample()
             check_pair(z, prior)
-            observed(given_by("likelihood", vae.likelihood(z, c)), x, None)
+            observed(vae._decoded(z, c), x, None)
     except PplVaeError:
         raise
     except (RuntimeError, ValueError, IndexError):

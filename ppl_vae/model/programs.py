@@ -20,6 +20,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.ops.provenance import ProvenanceTensor
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
@@ -27,7 +28,17 @@ from ..data import as_tensor, check_finite
 from ..devices import cuda_devices
 from ..distributions import is_ode, is_point, spheres
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError, ShapeError
-from .checks import check_data, check_pair, check_part, check_prior, check_rows, check_spheres, check_together, given_by
+from .checks import (
+    called,
+    check_data,
+    check_pair,
+    check_part,
+    check_prior,
+    check_rows,
+    check_spheres,
+    check_together,
+    given_by,
+)
 from .masking import given, observed
 
 __all__ = ["NO_PRIOR", "Programs"]
@@ -172,7 +183,7 @@ class Programs(nn.Module):
                 prior = self._prior(c)
                 z = pyro.sample("z", prior)
             check_pair(z, prior)
-            p, x = observed(given_by("likelihood", self.likelihood(z, c)), x, mask)
+            p, x = observed(self._decoded(z, c), x, mask)
             check_data(self.likelihood, x)
             return pyro.sample("x", p, obs=x)
 
@@ -238,8 +249,11 @@ class Programs(nn.Module):
                 check_spheres(q, self._prior(c))
         return q
 
-    def _encoded(self, x: Tensor | None, c: Tensor | None) -> Any:
-        q = given_by("encoder", self.encoder(x, c))
+    def _decoded(self, z: Any, c: Tensor | None) -> Any:
+        return called("likelihood", self.likelihood, z, c, 1)
+
+    def _encoded(self, x: Any, c: Tensor | None) -> Any:
+        q = called("encoder", self.encoder, x, c, len(getattr(self.likelihood, "x_shape", (0,))))
         if not q.event_shape:
             raise PartError(
                 f"encoder: expected a distribution over all of z, (latent,), got a {type(q).__name__} over one number "
@@ -288,7 +302,9 @@ class Programs(nn.Module):
                     )
                 self.name = self._fresh_name()
                 return self._register()
-            if pyro.param(site, parameter) is not parameter:
+            found = pyro.param(site, parameter)
+            # Pyro's drawings of a program wrap what it passes round, which changes no value.
+            if found is not parameter and not isinstance(found, ProvenanceTensor):
                 raise PartError(
                     f"{site}: expected the parameter itself, got another value from an effect handler such as "
                     "poutine.lift, which the parts, being nn.Modules, would never see"
@@ -299,9 +315,17 @@ class Programs(nn.Module):
         store = pyro.get_param_store()
         for key in [key for key in store if key.startswith(f"{self.name}$$$")]:
             del store[key]
+        self._forget_references()
+
+    def _forget_references(self) -> None:
+        """Take off the weak references that Pyro leaves on parameters, and makes anew when it needs them."""
         for parameter in self.parameters():
-            # Pyro leaves a weak reference on each, with which the model could not be pickled.
             vars(parameter).pop("unconstrained", None)
+
+    def __getstate__(self) -> Any:
+        """Return what is copied and pickled, which no weak reference can be."""
+        self._forget_references()
+        return super().__getstate__()
 
     # From what users pass to tensors
 

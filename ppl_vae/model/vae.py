@@ -19,7 +19,7 @@ from ..distributions import as_pyro, is_point, onto_spheres, transport
 from ..errors import ConfigError, NoDensityError, check_positive
 from ..networks import widest
 from ..parts import Unconditional
-from .checks import check_latent, check_pair, check_rows, check_spheres, given_by
+from .checks import check_latent, check_pair, check_rows, check_spheres
 from .masking import given, observed
 from .programs import NO_PRIOR, Programs
 
@@ -69,7 +69,7 @@ class VAE(Programs):
 
     def decode(self, z: Any, y: Any = None) -> Any:
         """Return p(x | z, y), a distribution over x_shape, for z (*, latent)."""
-        return given_by("likelihood", self.likelihood(self._tensor(z), self._context(y)))
+        return self._decoded(self._tensor(z), self._context(y))
 
     def prior_given(self, y: Any = None) -> Any:
         """Return p(z | y), a distribution over (latent,) with the batch shape of y.
@@ -105,7 +105,7 @@ class VAE(Programs):
         check_positive(n=n)
         z = self.prior_given(y).sample((n,))
         p = self.decode(z, y)
-        return p.mean if mean else p.sample()
+        return _mean(p) if mean else p.sample()
 
     @torch.no_grad()
     def embed(self, x: Any, y: Any = None, *, draws: int = 100) -> Tensor:
@@ -116,7 +116,7 @@ class VAE(Programs):
     def reconstruct(self, x: Any, y: Any = None) -> Tensor:
         """Return the mean of p(x | z, y), (*, *x_shape), at the mean of q(z | x, y); on a sphere, right above that."""
         q = self.encode(x, y)
-        return self.decode(onto_spheres(_mean(q), q.support), y).mean
+        return _mean(self.decode(onto_spheres(_mean(q), q.support), y))
 
     @torch.no_grad()
     def translate(self, x: Any, y: Any = None, *, to: Any, carry: bool = False) -> Tensor:
@@ -141,7 +141,7 @@ class VAE(Programs):
             if c is not None and c_to is not None:
                 c, c_to = torch.broadcast_tensors(c, c_to)
                 z = transport(z.expand(*c.shape[:-1], -1), self._prior(c), self._prior(c_to))
-        return self.decode(z, to).mean
+        return _mean(self.decode(z, to))
 
     @torch.no_grad()
     def interpolate(self, x: Any, other: Any, y: Any = None, *, to: Any = None, steps: int = 8) -> Tensor:
@@ -164,7 +164,7 @@ class VAE(Programs):
         if contexts[0] is not None and contexts[1] is not None:
             first, last = (c.expand(*ends[0].shape[:-1], -1) for c in contexts if c is not None)
             c = torch.lerp(first, last, t)
-        return given_by("likelihood", self.likelihood(z, c)).mean
+        return _mean(self._decoded(z, c))
 
     @torch.no_grad()
     def impute(self, x: Any, y: Any = None, mask: Any = None, n: int = 1, *, candidates: int = 100) -> Tensor:
@@ -332,12 +332,12 @@ class VAE(Programs):
         return (total - math.log(samples)).to(self._beta.dtype)
 
 
-def _mean(q: Any, draws: int = 100) -> Tensor:
-    """The mean of q; that of so many draws where it has no closed form."""
+def _mean(d: Any, draws: int = 100) -> Tensor:
+    """The mean of a distribution; that of so many draws where it has no closed form."""
     try:
-        return q.mean
+        return d.mean
     except NotImplementedError:
-        return q.sample((draws,)).mean(0)
+        return d.sample((draws,)).mean(0)
 
 
 def _is_mixture(part: Any) -> bool:

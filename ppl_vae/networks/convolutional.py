@@ -8,6 +8,7 @@ Every size of an image has its way down and exactly back up; the context joins a
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -56,6 +57,12 @@ class Convolutional(nn.Module):
         image = tuple(in_shape if self.down else out_shape)
         self.inputs = math.prod(in_shape) if in_shape else 0
         self.image = (math.prod(image[:-2]), *image[-2:])
+        if self.image[2] in (1, 3, 4) and self.image[0] == self.image[1] > 4:
+            warnings.warn(
+                f"{type(self).__name__}: an image {image} is {self.image[0]} channels of {self.image[1]} × "
+                f"{self.image[2]}: of one whose channels come last, x.permute(0, 3, 1, 2) is what is wanted",
+                stacklevel=2,
+            )
         sizes = [self.image[1:]]
         for _ in channels:
             sizes.append((math.ceil(sizes[-1][0] / 2), math.ceil(sizes[-1][1] / 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import uuid
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "PALE",
     "TEXT",
     "Labels",
+    "Picture",
     "as_names",
     "as_numbers",
     "dress",
@@ -67,9 +69,18 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return path
 
 
+class Picture(Figure):
+    """A figure that a notebook shows where it is the last line of a cell, as it would one of pyplot's."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def empty(width: float, height: float, title: str) -> Figure:
     """A figure without axes, laid out around those it gets."""
-    figure = Figure((width, height), dpi=DPI, layout="constrained")
+    figure = Picture((width, height), dpi=DPI, layout="constrained")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=TEXT + 2, color=INK)
     return figure

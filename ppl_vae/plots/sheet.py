@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from ..errors import DataError
-from .figure import DPI, INK, TEXT, Labels, as_names, as_numbers, dress, misfit
+from .figure import DPI, INK, TEXT, Labels, Picture, as_names, as_numbers, dress, misfit
 
 __all__ = ["Range", "paint", "sheet", "wrap"]
 
@@ -88,7 +88,7 @@ def sheet(
     # A whole number of dots a pixel where they fit: unequal pixels look like noise.
     scale = min(DPI * TILE / max(H, W), DPI * PAGE / max(canvas.shape))
     scale = math.floor(scale) if scale >= 1 else scale
-    figure = Figure((canvas.shape[1] * scale / DPI, canvas.shape[0] * scale / DPI), dpi=DPI)
+    figure = Picture((canvas.shape[1] * scale / DPI, canvas.shape[0] * scale / DPI), dpi=DPI)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.imshow(canvas, origin="upper", interpolation="nearest" if scale >= 1 else "antialiased")
     dress(ax, xlabel, ylabel)

@@ -40,6 +40,8 @@ def ae(
         >>> ae((64,), 2).reconstruct(torch.rand(5, 64)).shape
         torch.Size([5, 64])
     """
+    if "prior" in rest:
+        raise ConfigError("ae: an autoencoder has no prior: take pv.vae")
     if likelihood is None:
         likelihood = {"name": "Gaussian", "sigma": 0.5**0.5}
     return vae(x_shape, features, prior=None, likelihood=likelihood, encoder=encoder, **rest)
@@ -87,7 +89,14 @@ def vae(
         said = 0 if of_y is None else getattr(of_y, "context", None)
         context = said if isinstance(said, int) else None
     shared = {"features": int(features), "x_shape": check_shape("x_shape", x_shape), "context": context}
-    shared |= {"shift": float(range[0]), "scale": float(range[1] - range[0]) or 1.0}
+    try:
+        low, high = (float(end) for end in range)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"range: expected the least and the largest value of all pixels, two numbers, got {range!r}: standardise "
+            "columns of different scales"
+        ) from error
+    shared |= {"shift": low, "scale": (high - low) or 1.0}
     if levels is not None:
         # Counts from 0: the levels of a pixel are one more than the largest.
         shared |= {"total_count": levels, "levels": levels + 1}
@@ -127,4 +136,6 @@ def cvae(x_shape: Sequence[int], features: int, classes: int, *, prior: Spec = "
         >>> cvae((1, 28, 28), 20, 10).sample(8, y=torch.arange(10)).shape
         torch.Size([8, 10, 1, 28, 28])
     """
+    if "condition" in rest:
+        raise ConfigError(f"cvae: its condition is OneHot({classes}): for another take pv.vae(..., condition=...)")
     return vae(x_shape, features, prior=prior, condition=conditions.OneHot(classes), **rest)

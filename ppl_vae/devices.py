@@ -42,6 +42,8 @@ def cuda_devices(device: torch.device) -> list[torch.device]:
 
 def seed_all(seed: int, device: torch.device) -> None:
     """Seed the CPU's generator and the device's; ``torch.manual_seed`` would seed those of idle GPUs too."""
+    if not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"seed: expected a whole number of 64 bits, got {seed}")
     torch.default_generator.manual_seed(seed)
     for cuda in cuda_devices(device):
         with torch.cuda.device(cuda):

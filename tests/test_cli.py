@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from ppl_vae import cli, plots, presets
 from ppl_vae.cli import main, report
 from ppl_vae.cli.files import read_evaluation
 from ppl_vae.cli.train import _Records
+from ppl_vae.model import density_numbers
 from ppl_vae.networks import MLP, Conv
 
 ROWS = 60
@@ -904,3 +906,65 @@ def test_a_model_can_be_trained_and_not_measured(tmp_path: Path, capsys: Any) ->
     assert "parameters, trained on" in capsys.readouterr().out
     assert main(["train", "--data", "bars.npz", "--out", str(tmp_path / "b"), *TINY, "--warmup", "-3"]) == 2
     assert "--warmup: expected a number of epochs" in capsys.readouterr().err
+
+
+def test_a_point_encoder_under_a_prior_is_evaluated(tmp_path: Path, capsys: Any) -> None:
+    """Without what needs a density, and it says so."""
+    train(tmp_path, "--model", "vae", "--encoder", "Delta")
+    ok("evaluate", str(tmp_path), "--samples", "3")
+    said = capsys.readouterr().out
+    assert "left out: diagnostics: " in said
+    assert str(tmp_path / "reconstructions.png") in said
+    assert json.loads((tmp_path / "evaluation.json").read_text())
+
+
+def test_many_labels_are_left_to_those_who_ask(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path)
+    monkeypatch.setattr("ppl_vae.cli.report._LABELS", 2)
+    ok("evaluate", str(tmp_path), "--samples", "3")
+    assert "left out: use of y: 3 labels would take hours; pv.evaluation.label_use" in capsys.readouterr().out
+
+
+def test_a_flow_is_diagnosed_on_fewer_rows(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, "--model", "vae", "--encoder", "Flow")
+    monkeypatch.setattr("ppl_vae.cli.report._PAIRS", 9 * density_numbers(pv.load(tmp_path).encoder))
+    ok("evaluate", str(tmp_path), "--samples", "3")
+    assert "3 rows" in capsys.readouterr().out
+
+
+def test_test_rows_that_have_changed_are_no_test_rows(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The same rows in another order: those of the test are others, and were trained on."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", **arrays())
+    train(out := tmp_path / "run", data="mine.npz")
+    for command in ("evaluate", "audit", "plot"):
+        ok(command, str(out), *(["--samples", "3"] if command == "evaluate" else []))
+    np.savez("mine.npz", **{name: values[::-1] for name, values in arrays().items()})
+    capsys.readouterr()
+    for command in ("evaluate", "audit"):
+        assert main([command, str(out)]) == 2
+        assert "expected the test rows that its training left aside, got others" in capsys.readouterr().err
+
+
+def test_odd_files_in_a_run_are_errors_of_one_line(tmp_path: Path, capsys: Any) -> None:
+    train(out := tmp_path / "run")
+    ok("evaluate", str(out), "--samples", "3")
+    for name, content, command in (
+        ("config.yaml", b"data: \xff\xfe", ["evaluate", str(out)]),
+        ("metrics.jsonl", b"3\n", ["plot", str(out)]),
+        ("evaluation.npz", None, ["compare", str(out), str(out / ".")]),
+    ):
+        before = (path := out / name).read_bytes()
+        if content is None:
+            numbers = {"neg_elbo": np.float64(3.0), "_samples": 3, "_density": True, "_rows": "a"}
+            np.savez(path, **numbers)  # type: ignore[arg-type]
+            command = ["compare", str(out), str(tmp_path / "run2")]
+            shutil.copytree(out, tmp_path / "run2")
+        else:
+            path.write_bytes(content)
+        capsys.readouterr()
+        assert main(command) == 2, name
+        assert name in capsys.readouterr().err
+        path.write_bytes(before)
+    assert main(["evaluate", str(out), "--seed", "9" * 20]) == 2
+    assert "64 bits" in capsys.readouterr().err

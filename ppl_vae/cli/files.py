@@ -17,13 +17,13 @@ from .. import data
 from ..errors import CheckpointError
 from ..evaluation import Evaluation
 
-__all__ = ["read_evaluation", "write_arrays", "write_evaluation", "write_json", "write_whole"]
+__all__ = ["fingerprint", "read_evaluation", "write_arrays", "write_evaluation", "write_json", "write_whole"]
 
 
 def write_evaluation(out: Path, result: Evaluation, split: data.Split, more: Mapping[str, Any] | None = None) -> None:
     """Write ``evaluation.json``, the means, and ``evaluation.npz``, all values and which rows they are of."""
     columns: dict[str, Any] = {name: values.numpy() for name, values in result.values.items()}
-    columns |= {"_rows": _fingerprint(split), "_samples": result.samples, "_density": result.density}
+    columns |= {"_rows": fingerprint(split), "_samples": result.samples, "_density": result.density}
     if result.discrete is not None:
         columns["_discrete"] = result.discrete
     if result.pareto_k is not None:
@@ -47,7 +47,7 @@ def read_evaluation(run: str) -> tuple[Evaluation, str]:
             values = {name: torch.from_numpy(file[name]) for name in names}
             discrete = bool(file["_discrete"]) if "_discrete" in file.files else None
             samples, density, rows = int(file["_samples"]), bool(file["_density"]), str(file["_rows"])
-        if not values or len({v.shape for v in values.values()}) > 1:
+        if not values or len({v.shape for v in values.values()}) > 1 or next(iter(values.values())).dim() != 1:
             raise ValueError(f"no columns of one length in it: {list(values)}")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not there: run ppl-vae evaluate {run} first") from error
@@ -57,7 +57,8 @@ def read_evaluation(run: str) -> tuple[Evaluation, str]:
     return Evaluation(values, samples, density, pareto_k=pareto_k, discrete=discrete), rows
 
 
-def _fingerprint(split: data.Split) -> str:
+def fingerprint(split: data.Split) -> str:
+    """What these rows, in this order, have to themselves."""
     sha = hashlib.sha256()
     for tensor in (split.x, split.y):
         if tensor is not None:

@@ -29,7 +29,7 @@ from ..evaluation import (
     simulate,
 )
 from ..evaluation.pareto import good_below
-from ..model import VAE
+from ..model import VAE, density_numbers
 from ..training import History
 from .files import write_evaluation
 
@@ -71,6 +71,9 @@ HEADINGS = {
 }
 # How many rows the diagnostics look at, whose cost grows with the square of them.
 _ROWS = 2000
+# How many numbers the densities of all pairs of rows may take, where it is a network or a mixture that gives them; and
+# how many labels are tried, each for every row.
+_PAIRS, _LABELS = 2**26, 50
 # How many rows annealing takes, each of which costs as much as thousands of samples.
 _FEW = 20
 
@@ -96,13 +99,24 @@ def more(vae: VAE, split: data.Split, seed: int) -> tuple[dict[str, Any], list[s
     """
     if vae.prior is None:
         return {}, []
-    some, left_out = spread(split, _ROWS), []
-    found: dict[str, Any] = {"diagnostics": diagnostics(vae, *xy(vae, some), seed=seed)}
-    if isinstance(getattr(vae.condition, "classes", None), int):
+    # Every z of a row is compared with every other row's q, which costs more where q is a network of z, or a mixture.
+    numbers = density_numbers(vae.encoder)
+    some = spread(split, min(_ROWS, math.isqrt(_PAIRS // numbers))) if numbers else spread(split, _ROWS)
+    found: dict[str, Any] = {}
+    left_out = []
+    measurements: dict[str, Callable[[], Any]] = {"diagnostics": lambda: diagnostics(vae, *xy(vae, some), seed=seed)}
+    if isinstance(classes := getattr(vae.condition, "classes", None), int):
+        if classes <= _LABELS:
+            measurements["labels"] = lambda: label_use(vae, *xy(vae, spread(split, _ROWS)), seed=seed)
+        else:
+            left_out.append(
+                f"left out: use of y: {classes} labels would take hours; pv.evaluation.label_use does it on fewer rows"
+            )
+    for name, measure in measurements.items():
         try:
-            found["labels"] = label_use(vae, *xy(vae, some), seed=seed)
-        except LabelError as error:
-            left_out.append(f"left out: {error}")
+            found[name] = measure()
+        except (LabelError, NoDensityError, PartError) as error:
+            left_out.append(f"left out: {name}: {error}")
     return found, left_out
 
 

@@ -20,7 +20,7 @@ from ..evaluation import audit, compare, evaluate
 from ..model import VAE
 from ..state import has_state
 from ..training import History
-from .files import read_evaluation, write_arrays, write_evaluation, write_json
+from .files import fingerprint, read_evaluation, write_arrays, write_evaluation, write_json
 from .parsing import parse, parser_of
 from .report import (
     HEADINGS,
@@ -64,9 +64,21 @@ def _model_and_data(options: Namespace) -> tuple[VAE, data.Data]:
     vae, path = _model(options), Path(options.run) / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())
-        return vae, data.load(**config["data"])
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        source = data.load(**config["data"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: expected the configuration of a run: {error}") from error
+    then = (_described(options.run)).get("test_rows")
+    if then is not None and then != fingerprint(source.test):
+        raise DataError(
+            f"{options.run}: expected the test rows that its training left aside, got others, on some of which it may "
+            f"have been trained: the data of {source.name} have changed since. Train anew, or put them back"
+        )
+    return vae, source
+
+
+def _described(run: str) -> dict[str, Any]:
+    """What the run's model says of its data."""
+    return json.loads((Path(run) / "model.json").read_text()).get("data") or {}
 
 
 def sample(words: list[str]) -> None:
@@ -138,9 +150,10 @@ def evaluate_run(words: list[str]) -> None:
     if options.thorough:
         further, too = thorough(vae, source, test, options.seed)
         found, left_out = found | further, left_out + too
-    write_evaluation(out, result, test, {name: part.to_dict() for name, part in found.items()})
     parts = (f"{HEADINGS[name]}\n{part}" if name in HEADINGS else str(part) for name, part in found.items())
-    print("\n\n".join([str(result), *parts, *left_out]))
+    # Before it is written, which can fail.
+    print("\n\n".join([str(result), *parts, *left_out]), flush=True)
+    write_evaluation(out, result, test, {name: part.to_dict() for name, part in found.items()})
     pictures = draw(vae, source, out, history)
     if "calibration" in found:
         pictures.append(draw_calibration(found["calibration"], out))
@@ -196,6 +209,9 @@ def plot(words: list[str]) -> None:
 def _history(run: str) -> History:
     try:
         lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
-        return History(json.loads(line) for line in lines)
+        rows = [json.loads(line) for line in lines]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line that is no mapping")
+        return History(rows)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run}: expected metrics.jsonl, a line of JSON an epoch: {error}") from error

@@ -23,6 +23,7 @@ from ..model import VAE
 from ..objectives import warmup
 from ..state import has_state
 from ..training import History, fit
+from .files import fingerprint
 from .parsing import parse, parser_of
 from .report import PICTURES, draw, report
 
@@ -103,7 +104,7 @@ def train(words: list[str]) -> None:
         if has_state(out):
             print(f"every finished epoch is in {out}: ppl-vae train --resume --out {out} goes on", file=sys.stderr)
         raise
-    save(vae, out, data=source.describe())
+    save(vae, out, data=source.describe() | {"test_rows": fingerprint(source.test)})
     parts = ", ".join(f"{k} {type(p).__name__}" for k in PARTS if (p := getattr(vae, k)) is not None)
     numbers = sum(p.numel() for p in vae.parameters())
     print(f"{source.name}, {len(history)} epochs: {parts}; {numbers:,} parameters, trained on {history.info['device']}")

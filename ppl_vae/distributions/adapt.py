@@ -206,6 +206,9 @@ def is_periodic(d: Any) -> bool:
         if not isinstance(d, torch.distributions.Independent | torch.distributions.MixtureSameFamily):
             break
         d = inner
+    if (parts := getattr(d, "parts", None)) is not None:
+        # A chain is one of angles if either of its parts is.
+        return any(is_periodic(part) for part in parts())
     if isinstance(d, zuko.distributions.NormalizingFlow):
         # A flow of a box; one that ends in a map from all of space into the box has that for its codomain.
         reaches = getattr(d.transform.codomain, "base_constraint", d.transform.codomain)

@@ -61,6 +61,10 @@ class Chain(TorchDistribution):
         size = self.first.event_shape[0] + features
         super().__init__(self.first.batch_shape, Size([size]), validate_args)
 
+    def parts(self) -> tuple[Any, Any]:
+        """Return both distributions, the second as it is after a draw of the first."""
+        return self.first, as_pyro(self.then(self.first.sample()))
+
     @property
     def has_rsample(self) -> bool:
         """Whether both distributions can be differentiated through their draws."""

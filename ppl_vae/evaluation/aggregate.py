@@ -17,7 +17,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from ..distributions import is_point
 from ..errors import NoDensityError
-from ..model import VAE
+from ..model import VAE, density_numbers
 
 __all__ = ["divergence", "log_density_sums", "posterior", "row_wise"]
 
@@ -85,10 +85,11 @@ def log_density_sums(
         other.
     """
     mine, others = (torch.full((len(z),), -math.inf, dtype=torch.float64, device=z.device) for _ in range(2))
+    width = max(z.shape[-1], density_numbers(vae.encoder))
     for first in range(0, len(x), batch_size):
         rows = slice(first, first + batch_size)
         q = posterior(vae, x[rows], None if y is None else y[rows])
-        for some in torch.arange(len(z), device=z.device).split(max(1, _CHUNK // (len(x[rows]) * z.shape[-1]))):
+        for some in torch.arange(len(z), device=z.device).split(max(1, _CHUNK // (len(x[rows]) * width))):
             log_q, column = _pairs(q, z[some]), own[some] - first
             at = ((column >= 0) & (column < log_q.shape[1])).nonzero()[:, 0]
             mine[some[at]] = log_q[at, column[at]]

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..distributions import is_point
+from ..distributions import is_periodic, is_point
 from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError, check_positive
 from ..model import VAE
 from ..model.masking import observed
@@ -288,7 +288,9 @@ class _Path:
             # A likelihood may be one that z says nothing to.
             values = [each for each in (log_r, log_p) if each.requires_grad]
             slopes = torch.autograd.grad(values, (of_r, of_p), [torch.ones_like(each) for each in values], **_NO_SLOPE)
-        log_r, log_p, (slope_r, slope_p) = log_r.detach(), log_p.detach(), slopes
+        # A part that ignores what it is given may give one number for all.
+        log_r, log_p = (each.detach().expand(z.shape[:-1]) for each in (log_r, log_p))
+        slope_r, slope_p = slopes
         # From the prior, p(z|y) is in r and in p, and is left out of u.
         u, slope_u = (log_p - log_r, slope_p - slope_r) if apart else (log_p, slope_p)
         return _Place(z, log_r, u, slope_r, slope_u)
@@ -369,7 +371,8 @@ def _accept(rate: Tensor) -> Tensor:
 
 def _force(gradient: Tensor) -> Tensor:
     """The gradient, made finite; any force that z determines lets a trajectory keep volume and be run backwards."""
-    return gradient.clamp(-_FORCE, _FORCE).nan_to_num(0.0)
+    limit = min(_FORCE, torch.finfo(gradient.dtype).max)
+    return gradient.clamp(-limit, limit).nan_to_num(0.0)
 
 
 def _checked(path: _Path, x: Tensor, z: Tensor | None) -> Tensor | None:
@@ -386,6 +389,11 @@ def _checked(path: _Path, x: Tensor, z: Tensor | None) -> Tensor | None:
         if support is not constraints.real:
             raise PartError(
                 f"{name}: expected a density over all of R^D, in which z can move, got one over {support}: {way_out}"
+            )
+        if is_periodic(d):
+            raise PartError(
+                f"{name}: expected a density over all of R^D, got one of angles, which adds up to one on (−π, π) "
+                f"alone: {way_out}"
             )
     expected = len(x), *path.prior.event_shape
     if z is not None and tuple(z.shape) != expected:

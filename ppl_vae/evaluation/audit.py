@@ -12,6 +12,7 @@ mistakes in an estimator make longer or shorter.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from ..devices import seed_all, seeded
-from ..errors import NoClosedFormError, PartError, check_positive
+from ..errors import NoClosedFormError, PartError, ShapeError, check_positive
 from ..model import VAE
 from ..objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
 from .measuring import Report, plain
@@ -233,7 +234,10 @@ def _in_double_precision(vae: VAE, x: Any, y: Any) -> VAE:
     wide = copy.deepcopy(vae).eval().double()
     try:
         Trace_ELBO().loss(wide.model, wide.guide, x, y)
-    except RuntimeError:
+        # What one draw lets pass by promotion, several may not.
+        with contextlib.suppress(PartError, NoClosedFormError):
+            IWAE(2).loss(wide.model, wide.guide, x, y)
+    except (RuntimeError, ShapeError):
         # A part has single-precision parameters that no module knows of. Or it fails, and will again.
         return copy.deepcopy(vae).eval()
     finally:

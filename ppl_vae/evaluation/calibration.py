@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import as_tensor
 from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError, check_positive
 from ..model import VAE
@@ -201,8 +202,9 @@ def _rows(vae: VAE, y: Any, n: int) -> Tensor | None:
             )
         columns = [torch.randint(k, (n,)) for k in ([classes] if isinstance(classes, int) else classes)]
         return columns[0] if isinstance(classes, int) else torch.stack(columns, -1)
-    y = torch.as_tensor(y)
+    y = as_tensor(y)
     vae._context(y)
+    vae._check_one_batch(y)
     if not vae.per_row(y):
         return y.expand(n, *y.shape)
     if not len(y):

@@ -281,7 +281,7 @@ def _measure(vae: VAE, x: Tensor, y: Tensor | None, draws: int) -> _Rows:
     seen, log_likelihood = x.to(vae._beta), []
     for some in z.split(max(1, _CHUNK // vae.numbers(x))):
         likelihood, _ = observed(vae.decode(some, y), seen, None)
-        log_likelihood.append(likelihood.log_prob(seen))
+        log_likelihood.append(likelihood.log_prob(seen).expand(some.shape[:-1]))
     distortion = -torch.cat(log_likelihood).double().mean(0)
     return _Rows(z.movedim(0, 1), sampled.T, rate, distortion, _means(q), _kl_per_dimension(q, p))
 

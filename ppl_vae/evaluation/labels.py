@@ -26,6 +26,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..data import as_tensor
 from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError, PartError, check_positive
 from ..model import VAE
@@ -36,9 +37,10 @@ from .measuring import GREY, Report, mean_and_error, measuring, named, plain
 
 __all__ = ["LabelUse", "check_labels", "label_classes", "label_use"]
 
-# A difference of so many standard errors is taken for one: one false alarm in a million, on either side for what a
-# wrong label costs, by either classifier for what z tells.
-_SURE = 4.89
+# One false alarm in a million, on either side for what a wrong label costs, by either classifier for what z tells.
+_ALPHA = 1e-6
+# As many numbers at a time as elsewhere.
+_MEMORY = 2**22
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,16 +68,23 @@ class LabelUse(Report):
         return self.terms[name][0]
 
     @property
+    def _limit(self) -> float:
+        """How many standard errors are taken for a difference: a quantile of Student's, as these are of few rows."""
+        from scipy.stats import t as student  # a second's import
+
+        return float(student.isf(_ALPHA / 2, self.rows - 1))
+
+    @property
     def finding(self) -> str:
         """Whether the decoder uses y, and whether z carries it."""
         drop, error = self.terms["drop"]
-        sure = drop > _SURE * error and drop > 1e-6
+        sure = drop > self._limit * error and drop > 1e-6
         used = f"y is used: with a wrong label log p(x|y) falls by {drop:.2f} ± {error:.2f} nats"
         unused = f"y is not seen to be used: a wrong label costs {drop:z.3f} ± {error:.3f} nats"
         leak, error = self.terms["leakage"]
         entropy, prior = self["entropy"], self["prior_information"]
         beyond = leak - prior
-        if beyond <= _SURE * error or beyond <= 0.01 * entropy:
+        if beyond <= self._limit * error or beyond <= 0.01 * entropy:
             told = "more of y than the prior does" if prior > 0.01 * entropy else "anything of y"
             said = f"z is not seen to tell {told}"
         else:
@@ -192,7 +201,8 @@ def label_use(
     """
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
     classes = label_classes(vae, "label_use")
-    x, y = torch.as_tensor(x), check_labels(y, len(x))
+    x = as_tensor(x)
+    y = check_labels(y, len(x))
     vae.check(x, y)
     counts = y.bincount(minlength=classes)
     if (counts > 0).sum() < 2 or (counts == 1).any():
@@ -206,6 +216,8 @@ def label_use(
         options: dict[str, Any] = {
             "samples": samples,
             "proposal": _under_any(vae, labels),
+            # A mixture over labels holds a density of each.
+            "memory": max(1, _MEMORY // len(labels)),
             "seed": seed,
             "progress": False,
         }

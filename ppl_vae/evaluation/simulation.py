@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import as_tensor
 from ..errors import LabelError, check_positive
 from ..model import VAE
 from .measuring import measuring
@@ -46,7 +47,8 @@ def simulate(
     if y is None or vae.condition is None:
         vae._context(y)
     else:
-        y = torch.as_tensor(y)
+        y = as_tensor(y)
+        vae._check_one_batch(y)
         y = y if vae.per_row(y) else y.expand(n, *y.shape)
         if len(y) != n:
             raise LabelError(f"expected one y a row, or one for all, got {len(y)} for {n} rows")

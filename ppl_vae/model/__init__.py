@@ -19,6 +19,6 @@ References:
     beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017).
 """
 
-from .vae import VAE, Proposal
+from .vae import VAE, Proposal, density_numbers
 
-__all__ = ["VAE", "Proposal"]
+__all__ = ["VAE", "Proposal", "density_numbers"]

@@ -67,8 +67,11 @@ def given_by(kind: str, returned: Any) -> Any:
         raise PartError(f"{kind}: {error}") from error
 
 
-def called(kind: str, part: Any, a: Tensor, c: Tensor | None, event_dims: int) -> Any:
+def called(kind: str, part: Any, a: Tensor, c: Tensor | None, event_dims: int | None) -> Any:
     """Return what a likelihood or an encoder gives of a (*, *event) and c, as a Pyro distribution.
+
+    Arguments:
+        event_dims: how many dimensions an event of a has, if that is known.
 
     Raises:
         ShapeError: if it fails where there is more than one leading dimension, or c has others.
@@ -78,8 +81,8 @@ def called(kind: str, part: Any, a: Tensor, c: Tensor | None, event_dims: int) -
     except (PplVaeError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
-        lead = a.dim() - event_dims
-        if lead < 2 and (c is None or c.dim() - 1 == lead):
+        lead = 1 if event_dims is None else a.dim() - event_dims
+        if event_dims is None or (lead < 2 and (c is None or c.dim() - 1 == lead)):
             raise
         given = "" if c is None else f" and c {tuple(c.shape)}"
         raise ShapeError(

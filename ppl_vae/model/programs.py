@@ -253,7 +253,8 @@ class Programs(nn.Module):
         return called("likelihood", self.likelihood, z, c, 1)
 
     def _encoded(self, x: Any, c: Tensor | None) -> Any:
-        q = called("encoder", self.encoder, x, c, len(getattr(self.likelihood, "x_shape", (0,))))
+        shape = getattr(self.likelihood, "x_shape", None)
+        q = called("encoder", self.encoder, x, c, None if shape is None else len(shape))
         if not q.event_shape:
             raise PartError(
                 f"encoder: expected a distribution over all of z, (latent,), got a {type(q).__name__} over one number "
@@ -402,12 +403,20 @@ class Programs(nn.Module):
             self._context(y)
             return
         y = torch.as_tensor(y)
+        self._check_one_batch(y)
         if self.per_row(y) and len(y) != len(x):
             raise LabelError(f"expected one y a row of x, got {len(y)} for {len(x)} rows")
         if (check := getattr(self.condition, "check", None)) is not None:
             check(y)
         elif y.is_floating_point():
             check_finite(y, "y")
+
+    def _check_one_batch(self, y: Tensor) -> None:
+        shape = getattr(self.condition, "y_shape", None)
+        if shape is not None and y.dim() > 1 + len(shape):
+            batch = tuple(y.shape[: y.dim() - len(shape)])
+            way_out = ": pass y.squeeze(-1)" if batch[-1] == 1 and not shape else ""
+            raise ShapeError(f"y: expected one a row of x, one batch dimension, got {batch}{way_out}")
 
     def check_training(self, x: Any, y: Any = None) -> None:
         """As :meth:`check`, for rows to train on: a model may do without some labels there."""

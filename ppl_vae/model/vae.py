@@ -233,9 +233,8 @@ class VAE(Programs):
         That is the most of: the raw numbers of the pixels, or the widest layer on the way to them; the layers of a
         flow; and the components of a mixture, in the prior or in the encoder.
         """
-        prior, part, encoder = (_inner(of) for of in (self.prior, self.likelihood, self.encoder))
-        mixtures = [getattr(p, "components", 1) * p.features for p in (prior, encoder) if _is_mixture(p)]
-        return max(x.numel(), len(x) * max(1, *mixtures, widest(part), *(widest(p, False) for p in (prior, encoder))))
+        densities = (density_numbers(part) for part in (self.prior, self.encoder))
+        return max(x.numel(), len(x) * max(1, widest(_inner(self.likelihood)), *densities))
 
     @torch.no_grad()
     def log_weights(
@@ -286,7 +285,9 @@ class VAE(Programs):
         if callable(proposal):
             q = as_pyro(proposal(given(self.encoder, x, mask))).expand(x.shape[:1])
         elif proposal in ("encoder", "prior"):
-            q = self.encode(given(self.encoder, x, mask), y) if proposal == "encoder" else p.expand(x.shape[:1])
+            q = self.encode(given(self.encoder, x, mask), y) if proposal == "encoder" else p
+            # An encoder that ignores x may give one distribution for all rows.
+            q = q if q.batch_shape == x.shape[:1] else q.expand(x.shape[:1])
         else:
             raise ConfigError(f"proposal: expected 'encoder', 'prior' or a function of x, got {proposal!r}")
         if is_point(q):
@@ -340,8 +341,15 @@ def _mean(d: Any, draws: int = 100) -> Tensor:
         return d.sample((draws,)).mean(0)
 
 
-def _is_mixture(part: Any) -> bool:
-    return all(isinstance(getattr(part, name, None), numbers.Integral) for name in ("components", "features"))
+def density_numbers(part: Any) -> int:
+    """How many numbers a prior's or an encoder's density takes at one z: of a flow's layers, of a mixture's components.
+
+    It is 0 where there are neither.
+    """
+    part = _inner(part)
+    sizes = [getattr(part, name, None) for name in ("components", "features")]
+    mixture = math.prod(sizes) if all(isinstance(size, numbers.Integral) for size in sizes) else 0  # type: ignore
+    return max(int(mixture), widest(part, False))
 
 
 def _inner(part: Any) -> Any:

@@ -1,0 +1,173 @@
+"""What measurements owe to unusual models and data: a right number or an error that says so, and bounded memory."""
+
+import math
+import warnings
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+import ppl_vae as pv
+from ppl_vae.distributions import zuko
+from ppl_vae.errors import ConfigError, PartError, ShapeError
+from ppl_vae.evaluation import (
+    aggregate,
+    annealing,
+    audit,
+    bounds,
+    calibration,
+    diagnostics,
+    evaluate,
+    log_likelihood,
+    simulate,
+)
+from ppl_vae.model import density_numbers
+
+FEW = {"temperatures": 3, "chains": 2, "leapfrog": 1}
+MEASUREMENTS = {
+    "audit": lambda vae, x, y: audit(vae, x, y, particles=3),
+    "log_likelihood": lambda vae, x, y: log_likelihood(vae, x, y, samples=30, progress=False),
+    # Of the caller's random numbers.
+    "log_prob": lambda vae, x, y: (torch.manual_seed(0), vae.log_prob(x, y, samples=30))[1],
+    "diagnostics": diagnostics,
+    "evaluate": lambda vae, x, y: evaluate(vae, x, y, samples=30),
+    "bounds": lambda vae, x, y: bounds(vae, x, y, **FEW),
+    "bounds from the prior": lambda vae, x, y: bounds(vae, x, y, start="prior", **FEW),
+}
+
+
+class Angles(nn.Module):
+    features = 2
+
+    def forward(self, x, c=None):
+        return dist.VonMises(torch.zeros(*x.shape[:-1], 2), torch.ones(2)).to_event(1)
+
+
+PERIODIC = {
+    "VonMises": lambda: pv.priors.Fixed(dist.VonMises, 0.0, 1.0, features=2),
+    "NCSF": lambda: pv.Unconditional(zuko.flows.NCSF(2)),
+    "a chain that begins with angles": lambda: pv.Chain(
+        pv.priors.Fixed(dist.VonMises, 0.0, 1.0, features=1), pv.Unconditional(pv.priors.Standard(1))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PERIODIC)
+def test_angles_are_not_annealed_as_if_they_were_numbers(name):
+    """Their densities repeat, so that a z that moves beyond π would be counted once more: nats above log p(x)."""
+    x = torch.randn(6, 4)
+    for encoder in (Angles(), pv.encoders.Gaussian(2, (4,))):
+        vae = pv.VAE(PERIODIC[name](), pv.likelihoods.Gaussian((4,), 2), encoder)
+        for start in ("prior", "encoder"):
+            with pytest.raises(PartError, match=r"prior: expected a density over all of R.*angles.*log_prob"):
+                bounds(vae, x, start=start, **FEW)
+    with pytest.raises(PartError, match="density of angles"):
+        log_likelihood(vae, x, samples=5, progress=False)
+    vae = pv.VAE(pv.priors.Standard(2), pv.likelihoods.Gaussian((4,), 2), Angles())
+    with pytest.raises(PartError, match=r"encoder: expected a density over all of R.*angles.*start='prior'"):
+        bounds(vae, x, **FEW)
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_parts_that_ignore_what_they_are_given(name):
+    """One distribution for all rows, or for all draws: the same number as from parts that say it for each."""
+    x = torch.randn(6, 4)
+    likelihood, encoder = pv.likelihoods.Gaussian((4,), 2), pv.encoders.Gaussian(2, (4,))
+    one = lambda x, c: dist.Normal(torch.zeros(2).to(x), 1.0).to_event(1)  # noqa: E731
+    each = lambda x, c: dist.Normal(x.new_zeros(*x.shape[:-1], 2), 1.0).to_event(1)  # noqa: E731
+    flat = lambda z, c: dist.Normal(torch.zeros(4).to(z), 1.0).to_event(1)  # noqa: E731
+    wide = lambda z, c: dist.Normal(z.new_zeros(*z.shape[:-1], 4), 1.0).to_event(1)  # noqa: E731
+    pairs = [((likelihood, one), (likelihood, each)), ((flat, encoder), (wide, encoder))]
+    for pair in pairs:
+        found = [str(MEASUREMENTS[name](pv.VAE(pv.priors.Standard(2), *parts), x, None)) for parts in pair]
+        assert found[0] == found[1]
+
+
+def test_a_column_of_labels_is_no_label_a_row():
+    vae, x, y = pv.cvae((4,), 2, 3, likelihood="Gaussian"), torch.randn(30, 4), torch.arange(30) % 3
+    others = {
+        "calibration": lambda vae, x, y: calibration(vae, y, replicates=100, draws=19),
+        "simulate": lambda vae, x, y: simulate(vae, len(x), y),
+        "the prior's": lambda vae, x, y: log_likelihood(vae, x, y, samples=30, proposal="prior", progress=False),
+    }
+    for measure in (MEASUREMENTS | others).values():
+        with pytest.raises(ShapeError, match=r"\(30, 1\): pass y.squeeze\(-1\)"):
+            measure(vae, x, y[:, None])
+    # One y for all, which a condition of vectors has as well.
+    pv.VAE(pv.priors.Gaussian(2, 3), *_parts(3), pv.conditions.Continuous(3)).check_values(x, torch.zeros(3))
+
+
+def _parts(context):
+    return pv.likelihoods.Gaussian((4,), 2, context), pv.encoders.Gaussian(2, (4,), context)
+
+
+class Constants(nn.Module):
+    """An encoder with numbers in single precision that no module knows of."""
+
+    def __init__(self, broadcast):
+        super().__init__()
+        self.broadcast = broadcast
+
+    def forward(self, x, c):
+        batch = torch.broadcast_shapes(x.shape[:-1], c.shape[:-1]) if self.broadcast else x.shape[:1]
+        return dist.Normal(torch.zeros(*batch, 2), 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("semisupervised", [False, True])
+def test_a_model_that_cannot_be_doubled_is_audited_in_its_own_precision(semisupervised):
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    vae = pv.VAE(pv.priors.Standard(2), _parts(3)[0], Constants(semisupervised), pv.OneHot(3))
+    if semisupervised:
+        vae, y = pv.SemiSupervised(vae, pv.encoders.Classifier(3, (4,))), torch.where(y == 0, 0, -1)
+    assert audit(vae, x, y, particles=5, objectives=[Trace_ELBO()]).passed
+    if not semisupervised:
+        assert audit(vae, x, y, particles=5).passed
+
+
+@pytest.mark.parametrize(("encoder", "numbers"), [("Flow", 64), ({"name": "Mixture", "components": 50}, 200)])
+def test_the_aggregate_posterior_is_as_large_as_its_densities_are(encoder, numbers, monkeypatch):
+    vae = pv.vae((6,), 4, encoder=encoder, likelihood="Gaussian", hidden=(8,))
+    assert density_numbers(vae.encoder) >= numbers
+    monkeypatch.setattr(aggregate, "_CHUNK", 5 * 20 * density_numbers(vae.encoder))
+    sizes, pairs = [], aggregate._pairs
+    monkeypatch.setattr(aggregate, "_pairs", lambda q, z: sizes.append(len(z)) or pairs(q, z))
+    with torch.no_grad():
+        aggregate.log_density_sums(vae, torch.randn(20, 6), None, torch.randn(17, 4), torch.full((17,), -1), 20)
+    assert sizes == [5, 5, 5, 2]
+
+
+def test_a_mixed_recording_is_held_against_the_mixed_program():
+    """Few pixels under a flow: its rounding in bfloat16 is more than what a recording may be off by."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        x, vae = torch.randn(9, 6), pv.vae((6,), 3, likelihood="Gaussian", prior="NSF", hidden=(16,))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            log_likelihood(vae, x, samples=60, precision="bf16-mixed", capture="graph", progress=False)
+
+
+def test_few_rows_ask_for_more_standard_errors():
+    """Student's quantiles: of four rows, chance makes 4.9 standard errors far more often than once in a million."""
+    vae = pv.cvae((4,), 2, 2, likelihood="Gaussian")
+    limits = []
+    for n in (4, 12, 400):
+        limits.append(pv.evaluation.label_use(vae, torch.randn(n, 4), torch.arange(n) % 2, samples=5)._limit)
+    assert limits == pytest.approx([130.2, 9.3, 4.95], rel=0.05)
+    assert "z is not seen to tell" in str(
+        pv.evaluation.label_use(vae, torch.randn(4, 4), torch.arange(4) % 2, samples=5).finding
+    )
+
+
+def test_forces_fit_the_precision():
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        force = annealing._force(torch.tensor([math.inf, -math.inf, math.nan, 2.0], dtype=dtype))
+        assert force.isfinite().all()
+        assert force.dtype == dtype
+        assert force[3] == 2
+
+
+def test_a_seed_has_64_bits():
+    with pytest.raises(ConfigError, match="seed: expected a whole number of 64 bits"):
+        log_likelihood(pv.vae((4,), 2, likelihood="Gaussian"), torch.zeros(2, 4), samples=2, seed=10**20)

@@ -60,8 +60,8 @@ MUTANTS = [
     Mutant(
         "z is detached",
         "model/programs.py",
-        "self.likelihood(z, c)",
-        "self.likelihood(z.detach(), c)",
+        "self._decoded(z, c)",
+        "self._decoded(z.detach(), c)",
         "test_truth.py::test_gradient_without_chance",
     ),
     Mutant(
@@ -387,8 +387,8 @@ MUTANTS = [
     Mutant(
         "temperatures of the annealing from the first on",
         "evaluation/annealing.py",
-        "log_w += (following - t) * u.double()",
-        "log_w += (following - ladder[1]) * u.double()",
+        "log_w += (following - t) * place.u.double()",
+        "log_w += (following - ladder[1]) * place.u.double()",
         "test_annealing.py::test_from_the_exact_posterior_every_weight_is_the_evidence",
     ),
     Mutant(

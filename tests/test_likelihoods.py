@@ -516,8 +516,8 @@ UNIT, COUNT = torch.rand(4, *IMAGE), torch.arange(24.0).reshape(4, *IMAGE)
 REFUSED = [
     ("Bernoulli", COUNT - 5, r"got -5 … 18: binarise.*for real numbers take likelihood='Gaussian' with range="),
     ("Bernoulli", 50 + 25 * UNIT, r"\d: binarise.*likelihood='Gaussian' with range="),
-    ("Bernoulli", COUNT, r"divide x by 255 .*Binomial for counts$"),
-    ("Bernoulli", COUNT.byte(), r"divide x by 255 .*Binomial for counts$"),
+    ("Bernoulli", COUNT, r"divide x by its largest level, 255 .*Binomial for counts$"),
+    ("Bernoulli", COUNT.byte(), r"divide x by its largest level, 255 .*Binomial for counts$"),
     ("Bernoulli", 100 * COUNT.int(), r"got 0 … 2300: binarise.*for real numbers"),
     ("ContinuousBernoulli", 2 * UNIT, r"\[0, 1\].*divide x by the largest value"),
     ("ContinuousBernoulli", UNIT - 1, r"\[0, 1\], got -.*Gaussian"),

@@ -115,7 +115,9 @@ def more(vae: VAE, split: data.Split, seed: int) -> tuple[dict[str, Any], list[s
     for name, measure in measurements.items():
         try:
             found[name] = measure()
-        except (LabelError, NoDensityError, PartError) as error:
+        except LabelError as error:
+            left_out.append(f"left out: {error}")
+        except (NoDensityError, PartError) as error:
             left_out.append(f"left out: {name}: {error}")
     return found, left_out
 

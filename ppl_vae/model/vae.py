@@ -287,7 +287,7 @@ class VAE(Programs):
         elif proposal in ("encoder", "prior"):
             q = self.encode(given(self.encoder, x, mask), y) if proposal == "encoder" else p
             # An encoder that ignores x may give one distribution for all rows.
-            q = q if q.batch_shape == x.shape[:1] else q.expand(x.shape[:1])
+            q = q if q.batch_shape == (rows := self._rows(x)) else q.expand(rows)
         else:
             raise ConfigError(f"proposal: expected 'encoder', 'prior' or a function of x, got {proposal!r}")
         if is_point(q):

@@ -163,10 +163,10 @@ def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1, mask: Tensor |
     x = torch.as_tensor(x).to(vae._beta)
     q = _encode(vae, x, y, mask)
     # What ignores x, or z, may give one for all rows, or for all draws.
-    q = q if q.batch_shape == x.shape[:1] else q.expand(x.shape[:1])
+    q = q if q.batch_shape else q.expand(vae._rows(x))
     z = q.rsample((samples,)) if q.has_rsample else q.sample((samples,))
     p, x = observed(_decode(vae, z, y, x), x, mask)
-    reconstruction = -p.log_prob(x).expand(samples, len(x)).mean(0)
+    reconstruction = -p.log_prob(x).expand(samples, *q.batch_shape).mean(0)
     if vae.prior is None:
         return reconstruction, torch.zeros_like(reconstruction)
     p = vae.prior_given(y)

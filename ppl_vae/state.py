@@ -18,10 +18,10 @@ from torch import Tensor
 from . import checkpoint
 from .capture import CapturedSVI
 from .devices import cuda_devices
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .model import VAE
 
-__all__ = ["has_state", "restore", "set_weights", "store", "weights"]
+__all__ = ["folders", "has_state", "restore", "set_weights", "store", "weights"]
 
 
 def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
@@ -65,6 +65,25 @@ def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: 
 def has_state(folder: str | Path) -> bool:
     """Whether a folder holds the state of a training, whole or not."""
     return (Path(folder) / "training.json").exists()
+
+
+def folders(
+    checkpoint: str | Path | None, resume: str | Path | bool | None, overwrite: bool
+) -> tuple[str | Path | None, str | Path | None]:
+    """Where a training writes its state, and what it continues from, of what ``fit`` was asked."""
+    if isinstance(resume, bool):
+        if resume and checkpoint is None:
+            raise ConfigError("resume=True: expected checkpoint=, the folder to continue from")
+        resume = checkpoint if resume and checkpoint is not None and has_state(checkpoint) else None
+    if checkpoint is None:
+        return resume, resume
+    same = resume is not None and Path(resume).resolve() == Path(checkpoint).resolve()
+    if not (same or overwrite) and has_state(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint} holds the state of a training, which the first epoch of this one would replace: pass "
+            "resume=True to continue it or overwrite=True to replace it, or name another folder"
+        )
+    return checkpoint, resume
 
 
 def _differences(name: str, then: Any, now: Any) -> Iterator[str]:

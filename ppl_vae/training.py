@@ -33,10 +33,10 @@ from . import presets
 from .batches import Batches
 from .capture import Backend, CapturedSVI, Watch
 from .devices import cuda_devices, find_device, seed_all, seeded
-from .errors import CheckpointError, ConfigError, DataError, NonFiniteError, PartError, check_positive
+from .errors import ConfigError, DataError, NonFiniteError, PartError, check_positive
 from .model import VAE
 from .objectives import Trace_ELBO, elbo_terms
-from .state import has_state, restore, set_weights, store, weights
+from .state import folders, restore, set_weights, store, weights
 
 __all__ = ["History", "fit"]
 
@@ -187,7 +187,7 @@ def fit(
             f"{type(objective).__name__.removeprefix('Jit')}(), which is recorded here (capture=)"
         )
     callbacks = [callbacks] if callable(callbacks) else callbacks
-    checkpoint, resume = _folders(checkpoint, resume, overwrite)
+    checkpoint, resume = folders(checkpoint, resume, overwrite)
     device = find_device(device)
     vae.to(device)
     # A DataLoader spends random numbers when it is opened, and they are neither the caller's nor training's.
@@ -307,25 +307,6 @@ def _schedule(name: str, value: Schedule) -> Callable[[int], float]:
 
     at(1)
     return at
-
-
-def _folders(
-    checkpoint: str | Path | None, resume: str | Path | bool | None, overwrite: bool
-) -> tuple[str | Path | None, str | Path | None]:
-    """Where to write, and what to continue from."""
-    if isinstance(resume, bool):
-        if resume and checkpoint is None:
-            raise ConfigError("resume=True: expected checkpoint=, the folder to continue from")
-        resume = checkpoint if resume and checkpoint is not None and has_state(checkpoint) else None
-    if checkpoint is None:
-        return resume, resume
-    same = resume is not None and Path(resume).resolve() == Path(checkpoint).resolve()
-    if not (same or overwrite) and has_state(checkpoint):
-        raise CheckpointError(
-            f"{checkpoint} holds the state of a training, which the first epoch of this one would replace: pass "
-            "resume=True to continue it or overwrite=True to replace it, or name another folder"
-        )
-    return checkpoint, resume
 
 
 def _best_epoch(history: History, beta: float) -> int | None:

@@ -17,7 +17,15 @@ from .. import data
 from ..errors import CheckpointError
 from ..evaluation import Evaluation
 
-__all__ = ["fingerprint", "read_evaluation", "write_arrays", "write_evaluation", "write_json", "write_whole"]
+__all__ = [
+    "described",
+    "fingerprint",
+    "read_evaluation",
+    "write_arrays",
+    "write_evaluation",
+    "write_json",
+    "write_whole",
+]
 
 
 def write_evaluation(out: Path, result: Evaluation, split: data.Split, more: Mapping[str, Any] | None = None) -> None:
@@ -55,6 +63,11 @@ def read_evaluation(run: str) -> tuple[Evaluation, str]:
         raise CheckpointError(f"{path}: damaged ({error}): run ppl-vae evaluate {run} again") from error
     pareto_k = values.pop("_pareto_k", None)
     return Evaluation(values, samples, density, pareto_k=pareto_k, discrete=discrete), rows
+
+
+def described(run: str) -> dict[str, Any]:
+    """What the model of a run says of its data."""
+    return json.loads((Path(run) / "model.json").read_text()).get("data") or {}
 
 
 def fingerprint(split: data.Split) -> str:

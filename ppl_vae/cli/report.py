@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from ..evaluation import (
 from ..evaluation.pareto import good_below
 from ..model import VAE, density_numbers
 from ..training import History
-from .files import write_evaluation
+from .files import described, write_evaluation
 
 __all__ = [
     "HEADINGS",
@@ -200,8 +199,8 @@ def xy(vae: VAE, split: data.Split) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def value_range(run: str) -> tuple[float, float] | None:
     """The range of a pixel, as the run's data set has it."""
-    described = json.loads((Path(run) / "model.json").read_text()).get("data") or {}
-    return vrange_of(described["range"]) if "range" in described else None
+    said = described(run)
+    return vrange_of(said["range"]) if "range" in said else None
 
 
 def vrange_of(values: Sequence[float]) -> tuple[float, float] | None:

@@ -20,7 +20,7 @@ from ..evaluation import audit, compare, evaluate
 from ..model import VAE
 from ..state import has_state
 from ..training import History
-from .files import fingerprint, read_evaluation, write_arrays, write_evaluation, write_json
+from .files import described, fingerprint, read_evaluation, write_arrays, write_evaluation, write_json
 from .parsing import parse, parser_of
 from .report import (
     HEADINGS,
@@ -67,18 +67,13 @@ def _model_and_data(options: Namespace) -> tuple[VAE, data.Data]:
         source = data.load(**config["data"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: expected the configuration of a run: {error}") from error
-    then = (_described(options.run)).get("test_rows")
+    then = described(options.run).get("test_rows")
     if then is not None and then != fingerprint(source.test):
         raise DataError(
             f"{options.run}: expected the test rows that its training left aside, got others, on some of which it may "
             f"have been trained: the data of {source.name} have changed since. Train anew, or put them back"
         )
     return vae, source
-
-
-def _described(run: str) -> dict[str, Any]:
-    """What the run's model says of its data."""
-    return json.loads((Path(run) / "model.json").read_text()).get("data") or {}
 
 
 def sample(words: list[str]) -> None:

@@ -20,7 +20,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from .data import drawn
-from .distributions import NormalMixture, SphericalUniform, as_pyro, is_point
+from .distributions import NormalMixture, SphericalUniform, as_pyro, diagonal, is_point
 from .errors import ConfigError, LabelError, PartError, ShapeError, check_positive, check_range
 from .networks import Body, Network
 from .parts import Chain, Part, Unconditional, check_context
@@ -330,7 +330,10 @@ class Vamp(Part):
             raise PartError("Vamp: expected an encoder with a density, got one that gives a point (Delta)")
         # An encoder that ignores its input gives fewer.
         q = q.expand(torch.broadcast_shapes(q.batch_shape, (self.components,)))
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.pseudo_inputs.new_zeros(q.batch_shape)), q)
+        logits = self.pseudo_inputs.new_zeros(q.batch_shape)
+        if (parameters := diagonal(q)) is not None:
+            return NormalMixture.of(logits, *parameters)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), q)
 
     def _of_pseudo_inputs(self, c: Tensor | None) -> Any:
         """The posteriors q(z | u, y) of all pseudo-inputs, batch shape (*, K)."""

@@ -313,6 +313,13 @@ MUTANTS = [
         "log_weights = self.mixture_distribution.logits.detach().unsqueeze(-1) + log_normal",
         "test_densities.py::test_a_draw_of_a_mixture_moves_so_that_the_density_follows",
     ),
+    Mutant(
+        "a mixture whose squares are multiplied out in single precision",
+        "distributions/mixtures.py",
+        "z, loc, scale = z.double(), loc.double(), scale.double()",
+        "z, loc, scale = z.float(), loc.float(), scale.float()",
+        "test_densities.py::test_components_that_all_rows_share_are_compared_by_products",
+    ),
     # Labels that are missing, training, evaluation
     Mutant(
         "labels are sampled, not summed out",

@@ -332,6 +332,43 @@ def test_a_mixture_is_torchs_and_its_parameters_may_be_shared():
     assert type(ours.expand([4, 5])) is NormalMixture
 
 
+@pytest.mark.parametrize("batch", [(), (5,)])
+def test_components_that_all_rows_share_are_compared_by_products(batch):
+    """Narrow components far from the origin, where multiplied-out squares cancel: float32 as good as torch's is."""
+    logits, loc, scale = torch.randn(*batch, 6), 20 + torch.randn(6, 3), torch.rand(6, 3).mul(3).sub(5).exp()
+    wide = [t.double().requires_grad_() for t in (logits, loc, scale)]
+    narrow = [t.clone().requires_grad_() for t in (logits, loc, scale)]
+    normals = td.Independent(td.Normal(*(t.expand(*batch, 6, 3) for t in wide[1:])), 1)
+    exact = td.MixtureSameFamily(td.Categorical(logits=wide[0]), normals)
+    shared = NormalMixture.of(*narrow).expand([4, *batch])
+    z = (loc + scale * torch.randn(4, *batch, 6, 3))[..., 0, :]
+    found, expected = shared.log_prob(z), exact.log_prob(z.double())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-6)
+    weights = torch.randn_like(found)
+    gradients = torch.autograd.grad((weights * found).sum(), narrow)
+    for g, e in zip(gradients, torch.autograd.grad((weights * expected).sum(), wide), strict=True):
+        torch.testing.assert_close(g, e.float(), rtol=1e-4, atol=1e-4 * e.abs().max().item())
+    assert NormalMixture.of(*wide).log_prob(z.double()).dtype == torch.float64
+    # None of it is kept where every row has components of its own.
+    assert NormalMixture.of(logits, loc.expand(*batch, 6, 3), scale)._shared is None or not batch
+
+
+def test_a_draw_takes_the_numbers_of_its_component():
+    """Components far apart, of one width each: which a draw is of, and how often, and how far it is from the mean."""
+    loc, scale = torch.tensor([[0.0, 100.0], [200.0, -300.0]]), torch.tensor([[1e-3, 1.0], [2.0, 1e-3]])
+    z = NormalMixture.of(torch.tensor([[0.0, math.log(3)], [0.0, -50.0]]), loc, scale).sample((4000,))
+    assert z.shape == (4000, 2, 2)
+    second = z[..., 0] > 100
+    # Six standard deviations of a share of 4,000.
+    assert abs(second[:, 0].float().mean().item() - 0.75) < 0.041
+    assert not second[:, 1].any()
+    white = (z - loc[second.long()]) / scale[second.long()]
+    # Of 16,000 numbers: the mean to six, the mean square to six standard errors.
+    assert abs(white.mean().item()) < 6 / 126
+    assert abs(white.square().mean().item() - 1) < 6 * math.sqrt(2) / 126
+
+
 def test_far_apart_components_give_finite_gradients_in_float32():
     logits = torch.zeros(2, requires_grad=True)
     loc, scale = torch.tensor([[-50.0, 3.0], [50.0, -3.0]]), torch.full((2, 2), 1e-3)

@@ -7,7 +7,7 @@ r"""Any distribution becomes a Pyro one; and the few densities no library has.
 from .adapt import as_pyro, inside, is_ode, is_periodic, is_point, transport, zuko
 from .chain import Chain, onto_spheres, spheres
 from .divergences import kl_to_diagonal
-from .mixtures import NormalMixture
+from .mixtures import NormalMixture, diagonal, log_normals
 from .pixels import ContinuousBernoulli, DiscretizedLogistic, GreyBernoulli, Levels, NegativeBinomial
 from .sphere import PowerSpherical, SphericalUniform
 
@@ -22,11 +22,13 @@ __all__ = [
     "PowerSpherical",
     "SphericalUniform",
     "as_pyro",
+    "diagonal",
     "inside",
     "is_ode",
     "is_periodic",
     "is_point",
     "kl_to_diagonal",
+    "log_normals",
     "onto_spheres",
     "spheres",
     "transport",

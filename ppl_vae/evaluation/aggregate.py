@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import kl_divergence
 
-from ..distributions import is_point
+from ..distributions import diagonal, is_point, log_normals
 from ..errors import NoDensityError
 from ..model import VAE, density_numbers
 
@@ -100,10 +100,6 @@ def log_density_sums(
 
 def _pairs(q: Any, z: Tensor) -> Tensor:
     """The log-density of every z (M, latent) under every component of q's batch (B,): (M, B), in float64."""
-    if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal) and len(q.event_shape) == 1):
-        return q.log_prob(z.unsqueeze(1).expand(-1, *q.batch_shape, -1)).double()
-    # Two matrix products in place of M·B·L squares; float64 has the digits that multiplying out the square loses.
-    loc, scale, z = q.base_dist.loc.double(), q.base_dist.scale.double(), z.double()
-    precision = scale.pow(-2)
-    constant = -0.5 * (loc.square() * precision).sum(-1) - (scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
-    return z @ (loc * precision).T - 0.5 * (z.square() @ precision.T) + constant
+    if (parameters := diagonal(q)) is not None:
+        return log_normals(z, *parameters)
+    return q.log_prob(z.unsqueeze(1).expand(-1, *q.batch_shape, -1)).double()

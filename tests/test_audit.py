@@ -24,6 +24,7 @@ import ppl_vae as pv
 from ppl_vae import presets
 from ppl_vae.distributions import as_pyro, zuko
 from ppl_vae.errors import ConfigError, LabelError, PartError
+from ppl_vae.evaluation.audit import _Pair
 from ppl_vae.objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
 
 SHAPE, FEATURES, CLASSES = (6,), 2, 3
@@ -667,6 +668,22 @@ def test_false_alarms_are_as_rare_as_it_says():
     print(f"{alarms} of 20 at alpha = 0.1")
     assert stats.binom(20, 0.1).sf(9) < 1e-5
     assert alarms <= 9
+
+
+@pytest.mark.parametrize("seed", [8, 14])
+def test_a_skewed_gradient_is_no_error(seed, monkeypatch):
+    """Counts whose rates are exp(w·z) with large w: of 100 draws of DReG's gradient, t passes the limit in these."""
+    draws, tested = [], _Pair._tested
+    monkeypatch.setattr(_Pair, "_tested", lambda self, *a: draws.append(tested(self, *a)) or draws[-1])
+    torch.manual_seed(seed)
+    vae = pv.vae((4,), 2, likelihood="Poisson", hidden=())
+    with torch.no_grad():
+        for p in vae.likelihood.parameters():
+            p *= 4
+    found = pv.audit(vae, torch.poisson(torch.ones(6, 4)), objectives=[DReG(3)], seed=seed, directions=1)
+    assert [all(row.ok for row in rows) for rows in draws] == [False, True]
+    assert found.passed
+    assert found.rows[1].z == draws[1][1].z
 
 
 def longer(cls, by):

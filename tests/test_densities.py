@@ -354,6 +354,23 @@ def test_components_that_all_rows_share_are_compared_by_products(batch):
     assert NormalMixture.of(logits, loc.expand(*batch, 6, 3), scale)._shared is None or not batch
 
 
+def test_what_is_too_far_away_has_no_gradient_and_no_denormal_one():
+    """Components at growing distances: each has the gradient that it has in double precision, or none, and no value."""
+    loc = torch.linspace(0, 20, 200)[:, None].expand(200, 2).clone().requires_grad_()
+    z = torch.zeros(3, 2)
+    found = NormalMixture.of(torch.zeros(200), loc, torch.ones(200, 2)).log_prob(z)
+    wide = loc.detach().double()
+    expected = td.Independent(td.Normal(wide, torch.ones(200, 2).double()), 1).log_prob(z.double()[:, None])
+    torch.testing.assert_close(found.double(), (expected - math.log(200)).logsumexp(-1), rtol=1e-7, atol=1e-7)
+    (gradient,) = torch.autograd.grad(found.sum(), loc)
+    exact = -3 * expected[0].softmax(-1)[:, None] * wide
+    torch.testing.assert_close(gradient.double(), exact, rtol=1e-5, atol=1e-18)
+    tiny = torch.finfo(torch.float32).tiny
+    assert exact[0].abs().max() == 0
+    assert ((exact.abs() < tiny) & (exact != 0)).any()
+    assert not ((gradient.abs() < tiny) & (gradient != 0)).any()
+
+
 def test_a_draw_takes_the_numbers_of_its_component():
     """Components far apart, of one width each: which a draw is of, and how often, and how far it is from the mean."""
     loc, scale = torch.tensor([[0.0, 100.0], [200.0, -300.0]]), torch.tensor([[1e-3, 1.0], [2.0, 1e-3]])

@@ -29,7 +29,7 @@ def demo_model() -> tuple[Any, Any]:
 
     data = pv.data.load("digits")
     torch.manual_seed(0)
-    return data, pv.cvae(data.x_shape, 16, 10, likelihood="Binomial", levels=16, range=data.range)
+    return data, pv.cvae(data.x_shape, 16, 10, likelihood="Binomial", levels=17, range=data.range)
 
 
 def steps(backend: str, device: str, epochs: int) -> dict[str, float]:

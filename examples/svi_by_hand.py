@@ -16,7 +16,7 @@ epochs = parser.parse_args().epochs
 
 pyro.set_rng_seed(0)
 data = pv.data.load("digits")
-cvae = pv.cvae(data.x_shape, 16, classes=10, likelihood="Binomial", levels=16, range=data.range)
+cvae = pv.cvae(data.x_shape, 16, classes=10, likelihood="Binomial", levels=17, range=data.range)
 svi = SVI(cvae.model, cvae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
 for epoch in range(epochs):
     batches = zip(data.train.x.split(64), data.train.y.split(64), strict=True)

@@ -129,8 +129,8 @@ class Batches:
         # The first batch of a loader need not have the largest count.
         if self.loader is None and isinstance(levels, int) and levels - 1 > 4 * max(1, largest):
             found.append(
-                f"x reaches {largest:g} of the likelihood's {levels - 1}: build the model with levels={largest:g}, if "
-                "no pixel can have more"
+                f"x reaches {largest:g} of the likelihood's {levels - 1}: build the model with levels={largest + 1:g}, "
+                "if no pixel can have more"
             )
         if found:
             warnings.warn("; ".join(found), stacklevel=4)

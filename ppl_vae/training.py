@@ -145,7 +145,7 @@ def fit(
 
     Example:
         >>> data = pv.data.load("digits").head(64)
-        >>> vae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, range=data.range)
+        >>> vae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=17, range=data.range)
         >>> history = fit(vae, data.train, valid=data.valid, epochs=2, progress=False)
         >>> history[-1]["neg_elbo"] < history[0]["neg_elbo"]
         True

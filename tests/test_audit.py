@@ -171,7 +171,7 @@ def test_right_models_pass(name):
 def test_passes_on_the_digits_it_was_trained_on():
     """After some training, in the shapes people use."""
     data = pv.data.load("digits").head(256)
-    vae = pv.cvae(data.x_shape, 4, 10, likelihood="Binomial", levels=16, range=data.range, hidden=(32,))
+    vae = pv.cvae(data.x_shape, 4, 10, likelihood="Binomial", levels=17, range=data.range, hidden=(32,))
     pv.fit(vae, data.train, epochs=3, progress=False, device="cpu")
     objectives = [Trace_ELBO(), Analytic(), IWAE(5), DReG(5), STL()]
     audit = pv.audit(vae, data.train.x[:64], data.train.y[:64], objectives=objectives, particles=20)

@@ -116,7 +116,7 @@ def test_equal_draws_are_in_random_order(seed):
 def test_a_learned_guide_is_reported():
     """After little training the table says what is wrong; nothing is asserted of it but that it is said."""
     data = pv.data.load("digits").head(256)
-    vae = pv.cvae(data.x_shape, 12, 10, likelihood="Binomial", levels=16, range=data.range, hidden=(16,))
+    vae = pv.cvae(data.x_shape, 12, 10, likelihood="Binomial", levels=17, range=data.range, hidden=(16,))
     pv.fit(vae, data.train, epochs=2, progress=False, device="cpu")
     found = calibration(vae, replicates=400, draws=19, bins=10)
     lines = str(found).splitlines()

@@ -187,7 +187,7 @@ PARTS: dict[str, dict[str, Any]] = {
 
 def model_of(spec: dict[str, Any]) -> tuple[pv.VAE, Tensor, Tensor]:
     torch.manual_seed(0)
-    settings = {"likelihood": "Binomial", "levels": 16, "range": (0.0, 16.0), "hidden": (16,)} | spec
+    settings = {"likelihood": "Binomial", "levels": 17, "range": (0.0, 16.0), "hidden": (16,)} | spec
     cvae = pv.vae((1, 8, 8), 3, condition=pv.OneHot(4), context=4, **({"prior": "Gaussian"} | settings))
     x = torch.randint(0, 2, (12, 1, 8, 8)).float()
     return cvae, x, torch.arange(12) % 4
@@ -526,7 +526,7 @@ def test_mixed_precision_trains_as_well() -> None:
     means = []
     for precision in ("32", "bf16-mixed"):
         torch.manual_seed(0)
-        cvae = pv.cvae(data.x_shape, 8, 10, likelihood="Binomial", levels=16, range=data.range, hidden=(64,))
+        cvae = pv.cvae(data.x_shape, 8, 10, likelihood="Binomial", levels=17, range=data.range, hidden=(64,))
         pv.fit(cvae, data.train, epochs=60, batch_size=64, lr=3e-3, progress=False, precision=precision)
         means.append(pv.evaluate(cvae, data.test.x, data.test.y, samples=1, draws=50)["neg_elbo"])
     assert abs(means[0] - means[1]) < 0.9
@@ -553,14 +553,14 @@ def test_fit_gives_the_same_history_whatever_the_backend(capture: Any, binarize:
 
 def test_fit_records_a_long_run_and_not_a_short_one() -> None:
     data = pv.data.load("digits").head(64)
-    cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, range=data.range, hidden=(4,))
+    cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=17, range=data.range, hidden=(4,))
     assert pv.fit(cvae, data.train, epochs=2, batch_size=8, progress=False).info["capture"] == "off"
     assert pv.fit(cvae, data.train, epochs=20, batch_size=8, progress=False).info["capture"] == "graph"
 
 
 def test_fit_finds_what_a_callback_changed() -> None:
     data = pv.data.load("digits").head(64)
-    cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=16, range=data.range, hidden=(4,))
+    cvae = pv.cvae(data.x_shape, 2, 10, likelihood="Binomial", levels=17, range=data.range, hidden=(4,))
 
     def narrow(vae: pv.VAE, history: pv.History) -> None:
         vae.encoder.clamp = (-14.0, -13.0)

@@ -53,7 +53,7 @@ MODELS: dict[str, Callable[[], pv.VAE]] = {
     "beta": lambda: pv.vae(IMAGE, 2, beta=0.1, **SMALL),
     "learned p(z)": lambda: pv.vae(IMAGE, 2, prior="Gaussian", **SMALL),
     "Fixed": lambda: pv.vae(IMAGE, 2, prior={"name": "Fixed", "distribution": "Laplace", "args": [0.0, 2.0]}, **SMALL),
-    "Binomial": lambda: pv.vae(IMAGE, 2, likelihood="Binomial", levels=16, range=(0, 16), **SMALL),
+    "Binomial": lambda: pv.vae(IMAGE, 2, likelihood="Binomial", levels=17, range=(0, 16), **SMALL),
     "grey": lambda: pv.vae(IMAGE, 2, likelihood={"name": "Bernoulli", "grey": True}, **SMALL),
     "Conv": lambda: pv.cvae(IMAGE, 2, 3, network=functools.partial(Conv, channels=(2, 3)), **SMALL),
     "MLP by name": lambda: pv.vae(IMAGE, 2, network="MLP", **SMALL),

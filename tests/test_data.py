@@ -82,7 +82,7 @@ def test_digits_are_scikit_learns_in_the_fixed_permutation():
         (1, 8, 8),
         10,
         (0.0, 16.0),
-        16,
+        17,
         "none",
     )
     assert d.train.x.dtype == torch.float32
@@ -97,7 +97,7 @@ def test_mnist_family_is_read_and_cut_in_file_order(mnist_root, name):
     assert torch.equal(numbers(d.valid), torch.arange(50_000, 60_000))
     assert torch.equal(numbers(d.test), torch.arange(10_000))
     assert torch.equal(d.valid.y, torch.arange(10_000) % 10)
-    assert (d.x_shape, d.classes, d.range, d.levels) == ((1, 28, 28), 10, (0.0, 255.0), 255)
+    assert (d.x_shape, d.classes, d.range, d.levels) == ((1, 28, 28), 10, (0.0, 255.0), 256)
 
 
 def test_an_old_pickle_beside_mnist_is_not_opened(mnist_root):
@@ -184,9 +184,9 @@ def test_binarized_mnist_unpacks_to_the_bits_that_were_packed(tmp_path):
     for part, split in zip(PARTS, splits(d), strict=True):
         assert np.array_equal(split.x.reshape(-1, 784).numpy(), bits[part])
         assert split.y is None
-    assert (d.x_shape, d.classes, d.range, d.levels) == ((1, 28, 28), None, (0.0, 1.0), 1)
+    assert (d.x_shape, d.classes, d.range, d.levels) == ((1, 28, 28), None, (0.0, 1.0), 2)
     unit = data.load("binarized-mnist", root=tmp_path, scale="unit")
-    assert unit.levels == 1
+    assert unit.levels == 2
     assert torch.equal(unit.train.x, d.train.x)
     with pytest.raises(ConfigError, match="the pixels of binarized-mnist are 0 and 1 already"):
         data.load("binarized-mnist", root=tmp_path, binarize="dynamic")
@@ -201,7 +201,7 @@ def test_omniglot_cuts_its_validation_part_from_the_training_drawings(tmp_path):
     assert torch.equal(numbers(d.train), order[:23_000])
     assert torch.equal(numbers(d.valid), order[23_000:])
     assert torch.equal(numbers(d.test), torch.arange(8_115))
-    assert (d.x_shape, d.classes, d.levels) == ((1, 28, 28), None, 255)
+    assert (d.x_shape, d.classes, d.levels) == ((1, 28, 28), None, 256)
 
 
 def test_frey_faces_are_cut_disjointly(tmp_path):
@@ -338,7 +338,7 @@ def test_threshold_is_half_of_the_range(scale):
         assert torch.equal(binary.x, (split.x >= 8).float())
         assert torch.equal(binary.y, split.y)
         assert binary.binarize == "threshold"
-    assert (d.range, d.levels, d.binarization) == ((0.0, 1.0), 1, "threshold")
+    assert (d.range, d.levels, d.binarization) == ((0.0, 1.0), 2, "threshold")
 
 
 @pytest.mark.parametrize("scale", ["levels", "unit"])
@@ -352,7 +352,7 @@ def test_static_draws_are_pinned_and_unbiased(scale):
         assert abs(binary.x.sum() - p.sum()) < 4.89 * (p * (1 - p)).sum().sqrt()
     assert [int(s.x.sum()) for s in splits(d)] == [25349, 4929, 4864]
     assert [crc(s.x) for s in splits(d)] == [4150839636, 3531617815, 538018698]
-    assert (d.range, d.levels, d.binarization) == ((0.0, 1.0), 1, "static")
+    assert (d.range, d.levels, d.binarization) == ((0.0, 1.0), 2, "static")
     other = data.load("digits", binarize="static", scale=scale, seed=778)
     assert not torch.equal(other.train.x, d.train.x)
     assert torch.equal(other.train.y, d.train.y)  # the seed does not move the split
@@ -364,7 +364,7 @@ def test_dynamic_keeps_probabilities_to_train_on_and_draws_the_rest_once():
     assert [s.binarize for s in splits(d)] == ["dynamic", "static", "static"]
     assert torch.equal(d.valid.x, static.valid.x)
     assert torch.equal(d.test.x, static.test.x)
-    assert (d.range, d.levels, d.binarization) == ((0.0, 1.0), 1, "dynamic")
+    assert (d.range, d.levels, d.binarization) == ((0.0, 1.0), 2, "dynamic")
     assert d.head(3).train.binarize == "dynamic"
 
 
@@ -395,14 +395,14 @@ def test_real_values_are_binarised_only_as_probabilities():
 @pytest.mark.parametrize(
     ("x", "levels", "top"),
     [
-        (np.array([[0, 7]], np.uint8), 255, 255.0),
-        (np.array([[0, 2]], np.uint8), 255, 255.0),
-        (np.array([[0, 1]], np.uint8), 1, 1.0),
-        (np.array([[False, True]]), 1, 1.0),
-        (torch.tensor([[False, True]]), 1, 1.0),
-        (np.array([[0, 7]], np.uint16), 7, 7.0),
-        (torch.tensor([[0, 7]]), 7, 7.0),
-        (torch.tensor([[0, 0]]), 1, 1.0),
+        (np.array([[0, 7]], np.uint8), 256, 255.0),
+        (np.array([[0, 2]], np.uint8), 256, 255.0),
+        (np.array([[0, 1]], np.uint8), 2, 1.0),
+        (np.array([[False, True]]), 2, 1.0),
+        (torch.tensor([[False, True]]), 2, 1.0),
+        (np.array([[0, 7]], np.uint16), 8, 7.0),
+        (torch.tensor([[0, 7]]), 8, 7.0),
+        (torch.tensor([[0, 0]]), 2, 1.0),
         (torch.tensor([[-1, 7]]), None, 7.0),
         (np.array([[0.0, 7.0]], ">f8"), None, 7.0),
         (torch.tensor([[0.0, 7.0]], dtype=torch.bfloat16), None, 7.0),
@@ -419,7 +419,7 @@ def test_dtypes_declare_the_levels_and_become_float32(x, levels, top):
 
 def test_levels_are_those_of_all_splits():
     x = torch.arange(4)[:, None]
-    assert data.from_tensors(x, valid=x, test=9 * x).levels == 27
+    assert data.from_tensors(x, valid=x, test=9 * x).levels == 28
     assert data.from_tensors(x, valid=x, test=9.0 * x).levels is None
 
 
@@ -602,7 +602,7 @@ def test_describe_is_json_and_the_reprs_are_short():
         "x_shape": [1, 8, 8],
         "classes": 10,
         "range": [0.0, 1.0],
-        "levels": 1,
+        "levels": 2,
         "binarization": "dynamic",
         "sizes": {"train": 1297, "valid": 250, "test": 250},
     }

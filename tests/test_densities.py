@@ -354,11 +354,12 @@ def test_components_that_all_rows_share_are_compared_by_products(batch):
     assert NormalMixture.of(logits, loc.expand(*batch, 6, 3), scale)._shared is None or not batch
 
 
-def test_what_is_too_far_away_has_no_gradient_and_no_denormal_one():
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_what_is_too_far_away_has_no_gradient_and_no_denormal_one(batch):
     """Components at growing distances: each has the gradient that it has in double precision, or none, and no value."""
     loc = torch.linspace(0, 20, 200)[:, None].expand(200, 2).clone().requires_grad_()
     z = torch.zeros(3, 2)
-    found = NormalMixture.of(torch.zeros(200), loc, torch.ones(200, 2)).log_prob(z)
+    found = NormalMixture.of(torch.zeros(*batch, 200), loc.expand(*batch, 200, 2), torch.ones(200, 2)).log_prob(z)
     wide = loc.detach().double()
     expected = td.Independent(td.Normal(wide, torch.ones(200, 2).double()), 1).log_prob(z.double()[:, None])
     torch.testing.assert_close(found.double(), (expected - math.log(200)).logsumexp(-1), rtol=1e-7, atol=1e-7)

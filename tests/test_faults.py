@@ -86,7 +86,7 @@ def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
 def test_fault_01_values_that_are_not_finite_are_named_by_row_and_column(bad: float, likelihood: str) -> None:
     x = binary()
     x[13, 4] = bad
-    vae = a_vae(likelihood=likelihood, levels=1)
+    vae = a_vae(likelihood=likelihood, levels=2)
     refused(vae, x, DataError, "row 13", "4", "mask")
     refused(vae, binary(), DataError, "row 13", valid=x)
 
@@ -179,7 +179,7 @@ def test_fault_08_constant_columns_train_finitely(likelihood: str, value: float)
     x = binary()
     x[:, 2] = value
     x[:, 3:] = 1 - value
-    options: dict[str, Any] = {"likelihood": likelihood, "levels": 1}
+    options: dict[str, Any] = {"likelihood": likelihood, "levels": 2}
     if likelihood == "Gaussian":
         options["likelihood"] = {"name": "Gaussian", "sigma": "pixel"}
     history = run(a_vae(**options), x, epochs=200, lr=0.1, batch_size=N)

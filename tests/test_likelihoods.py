@@ -698,11 +698,11 @@ def test_start_from_a_convolution_sets_a_channel():
 
 def test_levels_come_from_the_data():
     for name in ("DiscretizedLogistic", "DiscretizedLogisticMixture", "Categorical"):
-        part = pv.vae((1, 8, 8), 2, likelihood=name, levels=16, hidden=(4,)).likelihood
+        part = pv.vae((1, 8, 8), 2, likelihood=name, levels=17, hidden=(4,)).likelihood
         assert part.levels == 17
-        assert pv.vae((4,), 2, likelihood={"name": name, "levels": 9}, levels=16, hidden=()).likelihood.levels == 9
+        assert pv.vae((4,), 2, likelihood={"name": name, "levels": 9}, levels=17, hidden=()).likelihood.levels == 9
         assert pv.vae((4,), 2, likelihood=name, hidden=()).likelihood.levels == 256
-    assert pv.vae((4,), 2, likelihood="Binomial", levels=16, hidden=()).likelihood.levels == 17
+    assert pv.vae((4,), 2, likelihood="Binomial", levels=17, hidden=()).likelihood.levels == 17
 
 
 def test_real_likelihoods_take_the_range():

@@ -196,7 +196,7 @@ def test_table_and_json():
     plain = found.to_dict()
     assert plain["log_prob"]["mean"] == found.values.mean().item()
     assert plain["curve"]["100"] == found.values.mean().item()
-    levels = pv.vae((2, 2), 1, likelihood="DiscretizedLogistic", levels=255)
+    levels = pv.vae((2, 2), 1, likelihood="DiscretizedLogistic", levels=256)
     grey = log_likelihood(levels, torch.randint(256, (5, 2, 2)).float(), samples=30, **QUIET)
     assert grey.bits == pytest.approx(1 / (4 * math.log(2)))
     assert "bits per dimension" in str(grey)

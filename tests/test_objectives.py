@@ -175,7 +175,7 @@ MODELS = {
     "cvae, learned p(z)": lambda **k: pv.cvae(
         (1, 4, 3), 3, 4, hidden=(8,), prior={"name": "Gaussian", "context": 0}, **k
     ),
-    "cvae, binomial": lambda **k: pv.cvae((1, 4, 3), 3, 4, hidden=(8,), likelihood="Binomial", levels=16, **k),
+    "cvae, binomial": lambda **k: pv.cvae((1, 4, 3), 3, 4, hidden=(8,), likelihood="Binomial", levels=17, **k),
     "ae": lambda **k: pv.ae((1, 4, 3), 3, hidden=(8,), **k),
 }
 

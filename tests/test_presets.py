@@ -85,9 +85,11 @@ def test_the_range_of_the_data_standardises():
     assert pv.vae(IMAGE, 3, range=(2.0, 2.0)).encoder.scale == 1
 
 
-def test_levels_are_the_largest_count():
-    assert pv.vae(IMAGE, 3, likelihood="Binomial", levels=16).likelihood.total_count == 16
-    assert pv.vae(IMAGE, 3, likelihood={"name": "Binomial", "total_count": 3}, levels=16).likelihood.total_count == 3
+def test_levels_are_how_many_values_a_pixel_has():
+    assert pv.vae(IMAGE, 3, likelihood="Binomial", levels=17).likelihood.total_count == 16
+    assert pv.vae(IMAGE, 3, likelihood={"name": "Binomial", "total_count": 3}, levels=17).likelihood.total_count == 3
+    with pytest.raises(ConfigError, match="levels: expected two values or more"):
+        pv.vae(IMAGE, 3, likelihood="Binomial", levels=1)
 
 
 def test_a_part_of_your_own_is_used_as_it_is():

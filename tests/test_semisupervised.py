@@ -127,7 +127,7 @@ def test_fit_trains_it_and_reports_the_bound():
     y = data.train.y[:300].clone()
     y[100:] = -1
     torch.manual_seed(0)
-    vae = pv.cvae(data.x_shape, 4, 10, hidden=(32,), likelihood="Binomial", levels=16, range=data.range)
+    vae = pv.cvae(data.x_shape, 4, 10, hidden=(32,), likelihood="Binomial", levels=17, range=data.range)
     classifier = pv.encoders.Classifier(10, data.x_shape, hidden=(32,), scale=16.0)
     ss = pv.SemiSupervised(vae, classifier, alpha=10.0)
     test, labels = data.test.x, data.test.y

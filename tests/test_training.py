@@ -1297,10 +1297,10 @@ def test_rows_far_from_the_encoders_range_are_a_warning(likelihood: str, x: Tens
 def test_levels_that_no_row_comes_near_are_a_warning() -> None:
     x = COUNTS % 17
     message = only_warning(a_vae(likelihood="Binomial", range=(0, 16)), x)
-    assert message.startswith("x reaches 16 of the likelihood's 255: build the model with levels=16")
+    assert message.startswith("x reaches 16 of the likelihood's 255: build the model with levels=17")
     assert "range=data.range; x reaches 16 of" in only_warning(a_vae(likelihood="Binomial"), x)
-    run(a_vae(likelihood="Binomial", levels=16, range=(0, 16)), x)
-    run(a_vae(likelihood="Binomial", levels=60, range=(0, 16)), x)
+    run(a_vae(likelihood="Binomial", levels=17, range=(0, 16)), x)
+    run(a_vae(likelihood="Binomial", levels=61, range=(0, 16)), x)
     run(a_vae(), torch.zeros(N, D))
 
 

@@ -222,7 +222,7 @@ def _build(options: Namespace, defaults: Namespace, source: data.Data) -> VAE:
             specs[kind] = {k: v for k, v in spec.items() if k == "name" or (v is not None and k not in same)}
     model = options.model or ("vae" if source.classes is None else "cvae")
     if "likelihood" not in specs and model != "ae":
-        specs["likelihood"] = "Gaussian" if source.levels is None else "Binomial" if source.levels > 1 else "Bernoulli"
+        specs["likelihood"] = "Gaussian" if source.levels is None else "Binomial" if source.levels > 2 else "Bernoulli"
     if model == "ae" and "prior" in specs:
         raise ConfigError("an autoencoder has no prior: leave --prior out, or take --model vae")
     if model == "cvae" and source.classes is None:

@@ -3,13 +3,13 @@
 ===============  ===========  =======  ======  =====================  ======================================
 name             shape        classes  levels  train / valid / test   source, under ``root``
 ===============  ===========  =======  ======  =====================  ======================================
-digits           (1, 8, 8)    10       16      1297 / 250 / 250       scikit-learn's ``load_digits``: no file
-mnist            (1, 28, 28)  10       255     50000 / 10000 / 10000  ``MNIST/raw`` in torchvision's layout
-fashion-mnist    (1, 28, 28)  10       255     50000 / 10000 / 10000  ``FashionMNIST/raw``, the same
-kmnist           (1, 28, 28)  10       255     50000 / 10000 / 10000  ``KMNIST/raw``, the same
-binarized-mnist  (1, 28, 28)  none     1       50000 / 10000 / 10000  ``binarized_mnist_packed.npz``
-omniglot         (1, 28, 28)  none     255     23000 / 1345 / 8115    ``omniglot_28.npz``
-frey-faces       (1, 28, 20)  none     255     1565 / 200 / 200       ``frey_faces.npz``
+digits           (1, 8, 8)    10       17      1297 / 250 / 250       scikit-learn's ``load_digits``: no file
+mnist            (1, 28, 28)  10       256     50000 / 10000 / 10000  ``MNIST/raw`` in torchvision's layout
+fashion-mnist    (1, 28, 28)  10       256     50000 / 10000 / 10000  ``FashionMNIST/raw``, the same
+kmnist           (1, 28, 28)  10       256     50000 / 10000 / 10000  ``KMNIST/raw``, the same
+binarized-mnist  (1, 28, 28)  none     2       50000 / 10000 / 10000  ``binarized_mnist_packed.npz``
+omniglot         (1, 28, 28)  none     256     23000 / 1345 / 8115    ``omniglot_28.npz``
+frey-faces       (1, 28, 20)  none     256     1565 / 200 / 200       ``frey_faces.npz``
 a path           any          any      any     as stored, or cut      the user's ``.npz``
 ===============  ===========  =======  ======  =====================  ======================================
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import DataError, LabelError
 from .splits import Split, check_finite
 
-__all__ = ["as_split", "cut", "largest_level"]
+__all__ = ["as_split", "cut", "levels_of"]
 
 
 def _numbers(a: Any, what: str = "x", error: type[ValueError] = DataError) -> np.ndarray:
@@ -48,13 +48,13 @@ def _labels(y: Any) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def largest_level(xs: list[Any]) -> int | None:
-    """The largest count that the dtypes of a data set's parts declare, or None for real-valued data."""
+def levels_of(xs: list[Any]) -> int | None:
+    """How many levels the dtypes of a data set's parts declare, counting from 0, or None for real-valued data."""
     pixels = [_numbers(x) for x in xs]
     if any(a.dtype.kind == "f" or a.min() < 0 for a in pixels):
         return None
     largest = max(1, *(int(a.max()) for a in pixels))
-    return 255 if largest > 1 and all(a.dtype == np.uint8 for a in pixels) else largest
+    return 256 if largest > 1 and all(a.dtype == np.uint8 for a in pixels) else largest + 1
 
 
 def cut(whole: Split, valid: int, test: int) -> list[Split]:

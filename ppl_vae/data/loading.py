@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import ConfigError, known
-from .arrays import as_split, cut, largest_level
+from .arrays import as_split, cut, levels_of
 from .pixels import BINARIZE, SCALE, as_data
 from .sources import SOURCES, user_arrays
 from .splits import PARTS, Data
@@ -76,8 +76,8 @@ def from_tensors(
     """A data set from the user's own tensors or arrays, copied to float32 on the CPU.
 
     Floating point is real-valued. Integers are counts (exact up to 2²⁴), and their dtype declares the levels:
-    bool 1; uint8 255, but 1 where no value exceeds 1; others the largest value. With negative integers data
-    are real-valued. ``classes`` is one more than the largest label in any split.
+    bool 2; uint8 256, but 2 where no value exceeds 1; others one more than the largest value. With negative
+    integers data are real-valued. ``classes`` is one more than the largest label in any split.
 
     Arguments:
         x: pixels ``(N, *x_shape)`` of any real dtype.
@@ -98,7 +98,7 @@ def from_tensors(
 
     Example:
         >>> from_tensors(torch.arange(40).reshape(20, 2), torch.arange(20) % 3)
-        Data(name='tensors', x_shape=[2], classes=3, range=[0.0, 39.0], levels=39, binarization='none',
+        Data(name='tensors', x_shape=[2], classes=3, range=[0.0, 39.0], levels=40, binarization='none',
         sizes={'train': 16, 'valid': 2, 'test': 2})
     """
     known("binarize", binarize, BINARIZE)
@@ -113,4 +113,4 @@ def from_tensors(
             held_x, held_y = given if isinstance(given, tuple) else (given, None)
             splits[at] = as_split(held_x, held_y, f"x of {PARTS[at]}")
             xs.append(held_x)
-    return as_data(name, splits, largest_level(xs), binarize, scale, seed)
+    return as_data(name, splits, levels_of(xs), binarize, scale, seed)

@@ -18,7 +18,7 @@ SCALE = ("levels", "unit")
 
 def as_data(name: str, splits: list[Split], levels: int | None, binarize: str, scale: str, seed: int) -> Data:
     """The data set of three splits that fit each other, in the units and with the binary draws asked for."""
-    if levels == 1 and binarize != "none":
+    if levels == 2 and binarize != "none":
         raise ConfigError(f"expected binarize='none', got {binarize!r}: the pixels of {name} are 0 and 1 already")
     first = splits[0]
     for part, split in zip(PARTS, splits, strict=True):
@@ -28,14 +28,16 @@ def as_data(name: str, splits: list[Split], levels: int | None, binarize: str, s
         if (split.y is None) != (first.y is None):
             raise LabelError(f"expected labels in every split or none, got train and {part} differ: pass (x, y)")
     labels = [int(split.y.max()) for split in splits if split.y is not None and len(split)]
-    low, high = (0.0, float(levels)) if levels else (float(first.x.min()), float(first.x.max()))
-    if scale == "unit" and levels != 1:
+    low, high = (0.0, float(levels - 1)) if levels else (float(first.x.min()), float(first.x.max()))
+    if scale == "unit" and levels != 2:
         width = high - low or 1.0  # constant pixels become 0
         splits = [dataclasses.replace(split, x=(split.x - low) / width) for split in splits]
         low, high, levels = 0.0, 1.0, None
     if binarize != "none":
-        splits = [_binary(split, part, levels or 1, binarize, seed) for split, part in zip(splits, PARTS, strict=True)]
-        low, high, levels = 0.0, 1.0, 1
+        splits = [
+            _binary(split, part, (levels or 2) - 1, binarize, seed) for split, part in zip(splits, PARTS, strict=True)
+        ]
+        low, high, levels = 0.0, 1.0, 2
     train, valid, test = splits
     classes = 1 + max(labels) if labels else None
     return Data(name, train, valid, test, classes, (low, high), binarize, levels)

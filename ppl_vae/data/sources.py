@@ -137,11 +137,11 @@ def _bytes(path: Path, keys: Sequence[str], row: tuple[int, ...]) -> dict[str, n
 
 
 SOURCES: dict[str, tuple[int, Callable[[Path], list[Split]]]] = {
-    "digits": (16, _digits),
-    "mnist": (255, partial(_mnist, "MNIST")),
-    "fashion-mnist": (255, partial(_mnist, "FashionMNIST")),
-    "kmnist": (255, partial(_mnist, "KMNIST")),
-    "binarized-mnist": (1, _binarized_mnist),
-    "omniglot": (255, _omniglot),
-    "frey-faces": (255, _frey_faces),
+    "digits": (17, _digits),
+    "mnist": (256, partial(_mnist, "MNIST")),
+    "fashion-mnist": (256, partial(_mnist, "FashionMNIST")),
+    "kmnist": (256, partial(_mnist, "KMNIST")),
+    "binarized-mnist": (2, _binarized_mnist),
+    "omniglot": (256, _omniglot),
+    "frey-faces": (256, _frey_faces),
 }

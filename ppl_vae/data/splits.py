@@ -96,7 +96,7 @@ class Data:
         classes: number of labels, or None without labels.
         range: smallest and largest value a pixel may take (of real-valued data: takes in the training split).
         binarization: what loading did: "none", "threshold", "static" or "dynamic".
-        levels: the largest integer count of a pixel; 1 for binary pixels, None for real-valued ones.
+        levels: how many values a pixel may take, 0 … levels − 1; 2 for binary pixels, None for real-valued ones.
     """
 
     name: str

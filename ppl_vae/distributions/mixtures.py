@@ -102,15 +102,17 @@ class NormalMixture(dist.MixtureSameFamily):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density (*) of z (*, D), in nats."""
-        if self._shared is None:
-            return super().log_prob(value)
         if self._validate_args:
             self._validate_sample(value)
-        log_joint = log_normals(value, *self._shared) + self.mixture_distribution.logits.log_softmax(-1)
+        if self._shared is None:
+            log_p = self.component_distribution.log_prob(value.unsqueeze(-2))
+        else:
+            log_p = log_normals(value, *self._shared)
+        log_joint = log_p + self.mixture_distribution.logits.log_softmax(-1)
         # What adds less than rounding does is left out: its gradient is a denormal number, with which CPUs are slow.
         least = log_joint.detach().amax(-1, keepdim=True) - _LEAST
         log_p = log_joint.masked_fill(log_joint < least, -math.inf).logsumexp(-1)
-        return log_p.to(torch.result_type(value, self._shared[0]))
+        return log_p.to(torch.result_type(value, self.component_distribution.base_dist.loc))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return draws (*sample_shape, *, D), of one component each."""

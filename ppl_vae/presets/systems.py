@@ -74,7 +74,7 @@ def vae(
         hidden, network: for the likelihood and the encoder, as :class:`~ppl_vae.networks.Network` takes them; by
             default one hidden layer of 400.
         range: the least and the largest value of a pixel; encoders and likelihoods of real numbers standardise with it.
-        levels: the largest count of a pixel, for likelihoods of whole numbers.
+        levels: how many values a pixel may take, 0 … levels − 1, for likelihoods of whole numbers.
         beta: the weight of the KL.
 
     Example:
@@ -98,8 +98,9 @@ def vae(
         ) from error
     shared |= {"shift": low, "scale": (high - low) or 1.0}
     if levels is not None:
-        # Counts from 0: the levels of a pixel are one more than the largest.
-        shared |= {"total_count": levels, "levels": levels + 1}
+        if levels < 2:
+            raise ConfigError(f"levels: expected two values or more, 0 … levels − 1, got {levels}")
+        shared |= {"total_count": levels - 1, "levels": levels}
     if isinstance(of_y, conditions.OneHot):
         shared["classes"] = of_y.classes
     bodies = {k: v for k, v in {"hidden": hidden, "network": network}.items() if v is not None}

@@ -30,13 +30,13 @@ def labels(truth, n):
     return torch.arange(n) % truth.classes if truth.classes else None
 
 
-def weights(start, classes, rows, seed):
+def weights(start, classes, rows, seed, chains=8):
     """The mean weights of every row over their expectations p(x|y) and 1 / p(x|y): (rows,) up and down."""
     strengths, temperatures = FEW[start]
     truth = Ppca(classes, strengths=strengths)
     vae = truth.vae(0.3, 1.2)
     x, y, z = simulate(vae, rows, labels(truth, rows), seed=seed)
-    options = {"temperatures": temperatures, "chains": 8, "leapfrog": 3}
+    options = {"temperatures": temperatures, "chains": chains, "leapfrog": 3}
     found = bounds(vae, x, y, z=z, start=start, seed=seed, **options)
     exact = truth.log_prob(x, y)
     return (found.lower - exact).exp(), (exact - found.upper).exp()
@@ -52,9 +52,9 @@ def away(ratio):
 def test_weights_are_unbiased(start, classes, seed):
     """E[w] = p(x|y) on the way up and 1 / p(x|y) on the way down, however few the temperatures: 1,000 simulated x.
 
-    The standard error is 0.5% at most: a bias of 5% (twice the limit) is seen with power 1 − 1e-6.
+    The standard error is 0.7% at most: a bias of 7% (twice the limit) is seen with power 1 − 1e-6.
     """
-    for ratio in weights(start, classes, 1000, seed):
+    for ratio in weights(start, classes, 1000, seed, chains=4):
         assert ratio.std().item() / math.sqrt(1000) < 0.01
         assert abs(away(ratio)) <= limit(4)
 

@@ -316,6 +316,21 @@ def test_rows_of_the_reproduction(
     assert f"{row}: {of} {found['mean']:.2f}, 1 seeds" in out
 
 
+def test_the_loop_by_hand_goes_on_where_it_was(static: Path, tmp_path: Path) -> None:
+    """Two calls are one: the same figure, bit for bit."""
+
+    def found(out: str, *epochs: str) -> float:
+        places = ["--root", str(static), "--out", str(tmp_path / out), "--results", str(tmp_path / out)]
+        for n in epochs:
+            run("reproduce/by_hand.py", "--layers", "2", *places, "--rows", "40", "--seeds", "3", "--epochs", n)
+        return json.loads((tmp_path / out / "by-hand" / "r4-2-3.json").read_text())["neg_log_prob"]
+
+    at_once = found("a", "2")
+    assert 300 < at_once < 600
+    assert found("b", "1") != at_once
+    assert found("b", "2") == at_once
+
+
 def test_a_row_goes_on_where_it_was(static: Path, tmp_path: Path) -> None:
     """A second call reads what is finished, one of more epochs goes on from there, one of other settings is refused."""
     places = ["--root", str(static), "--out", str(tmp_path / "runs"), "--results", str(tmp_path)]

@@ -6,14 +6,16 @@ import math
 import pyro
 import pytest
 import torch
-from ppca import D, Ppca
+from ppca import SIGMA, D, L, Ppca
 from pyro.infer import SVI, Trace_ELBO
 from torch.distributions import MultivariateNormal
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI
 from ppl_vae.errors import ConfigError, DataError, NoDensityError, PartError, ShapeError
+from ppl_vae.evaluation import log_likelihood
 from ppl_vae.model.masking import given
+from ppl_vae.objectives import elbo_terms
 
 SEEN = torch.tensor([True, True, False, True, False, True, True, False])
 
@@ -66,6 +68,90 @@ def test_the_bound_of_the_seen_pixels_is_theirs():
     w = (log_w - expected).exp()
     # z-test, α = 1e-6 over the five rows.
     assert ((w.mean(0) - 1).abs() < 5.2 * w.std(0) / math.sqrt(len(w))).all()
+
+
+@pytest.mark.parametrize("capture", ["off", "graph"])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_the_likelihood_of_what_is_seen_is_that_of_its_marginal(classes, capture):
+    """From the exact posterior given the seen pixels every weight is their marginal density: no chance involved."""
+    truth = Ppca(classes)
+    x, y = truth.draw(50)
+    W, labels = truth.W[SEEN], torch.zeros(50, dtype=torch.long) if y is None else y
+    covariance = torch.linalg.inv(torch.eye(L) + W.T @ W / SIGMA**2).double()
+    mean = truth.mean(y).expand(50, D)
+
+    def posterior(x):
+        n = len(x)
+        where = mean[:n, SEEN] if y is None else truth.mean(one)[SEEN].expand(n, -1)
+        return MultivariateNormal((x[:, SEEN] - where) @ W @ covariance / SIGMA**2, covariance)
+
+    options = {"samples": 7, "proposal": posterior, "capture": capture, "progress": False}
+    for one in labels.unique():
+        rows = x[labels == one]
+        junk = torch.where(SEEN, rows, math.nan)
+        of_y = one if classes else None
+        found = log_likelihood(truth.vae(), junk, of_y, SEEN.expand(len(rows), D), **options)
+        marginal = MultivariateNormal(truth.mean(one if classes else None)[..., SEEN], truth.C[SEEN][:, SEEN])
+        torch.testing.assert_close(found.values, marginal.log_prob(rows[:, SEEN]).squeeze(), rtol=0, atol=1e-9)
+        assert found.bits is None
+
+
+@pytest.mark.parametrize("capture", ["off", "graph", "inductor"])
+def test_masks_of_every_row_and_label(capture):
+    """Rows of their own masks, labels and leftovers: each is what it is alone, and where all is seen, as without."""
+    vae = pv.cvae((6,), 2, 3, prior="Gaussian", hidden=(8,))
+    # Exactly 4 rows at a time.
+    x, y = torch.bernoulli(torch.full((10, 6), 0.5)), torch.arange(10) % 3
+    mask = torch.rand(10, 6) < 0.7
+    mask[0], mask[1] = True, False
+    options = {"samples": 400, "capture": capture, "progress": False, "memory": 6 * 100}
+    found = log_likelihood(vae, torch.where(mask, x, math.nan), y, mask, **options)
+    whole = log_likelihood(vae, x, y, **options)
+    error = (found.standard_error[0] ** 2 + whole.standard_error[0] ** 2).sqrt()
+    assert (found.values[0] - whole.values[0]).abs() <= 5 * error
+    # Nothing has a probability of one.
+    assert found.values[1].abs() <= 5 * found.standard_error[1]
+    rows = [i for i in range(10) if i != 1]
+    alone = []
+    for i in rows:
+        row = torch.where(mask[i], x[i], 0.0)[None], y[i, None], mask[i, None]
+        alone.append(log_likelihood(vae, *row, **options | {"capture": "off", "seed": i + 1}))
+    exact = torch.cat([one.values for one in alone])
+    errors = (found.standard_error[rows] ** 2 + torch.cat([one.standard_error for one in alone]) ** 2).sqrt()
+    assert ((found.values[rows] - exact).abs() <= 5.5 * errors).all()
+    assert ((whole.values[rows] - exact).abs() > 5.5 * errors).any()
+
+
+def test_measurements_of_what_is_seen():
+    """−ELBO and its parts, −log p and the code: those of what is seen, whatever stands in the other places."""
+    vae = pv.cvae((6,), 2, 3, likelihood="Gaussian", prior="Gaussian", hidden=(8,))
+    vae.encoder = pv.encoders.Gaussian(2, (6,), 3, hidden=(8,))
+    x, y, mask = torch.randn(40, 6), torch.arange(40) % 3, torch.rand(40, 6) < 0.5
+    junk = torch.where(mask, x, math.nan)
+    found = pv.evaluate(vae, junk, y, mask, samples=300, draws=200)
+    assert found.values["neg_elbo"].isfinite().all()
+    torch.manual_seed(0)
+    reconstruction, kl = elbo_terms(vae, x, y, samples=200, mask=mask)
+    torch.testing.assert_close(found.values["kl"], kl.double().detach(), rtol=1e-5, atol=1e-5)
+    assert abs(found["reconstruction"] - reconstruction.mean().item()) < 0.3
+    gap = found.values["neg_elbo"] - found.values["neg_log_prob"]
+    assert gap.mean() > -5 * gap.std() / math.sqrt(40)
+    assert torch.equal(vae.embed(junk, y, mask), vae.embed(torch.where(mask, x, 0.0), y))
+    assert vae.log_prob(junk, y, 200, mask).isfinite().all()
+    few = log_likelihood(vae, junk, y, mask, samples=500, progress=False)
+    assert abs(few.mean + found["neg_log_prob"]) < 0.2
+    assert abs(vae.log_prob(junk, y, 500, mask).mean().item() - few.mean) < 0.2
+
+
+def test_masks_that_do_not_go_with_the_rows():
+    vae, x = pv.vae((4,), 2, likelihood="Gaussian", hidden=()), torch.zeros(3, 4)
+    for measure in (pv.evaluate, log_likelihood, lambda *a: vae.log_prob(a[1], None, 10, a[3])):
+        with pytest.raises(ShapeError, match="mask: expected bool"):
+            measure(vae, x, None, torch.ones(3, 4))
+        with pytest.raises(DataError, match="some pixels that are seen"):
+            measure(vae, x, None, torch.zeros(3, 4, dtype=torch.bool))
+    with pytest.raises(ShapeError, match="mask: expected bool"):
+        vae.embed(x, None, torch.ones(2, 4, dtype=torch.bool))
 
 
 def test_rows_in_parts_and_one_label_for_all(monkeypatch):

@@ -153,6 +153,7 @@ def log_likelihood(
     vae: VAE,
     x: Any,
     y: Any = None,
+    mask: Any = None,
     *,
     samples: int = 5000,
     proposal: Proposal = "encoder",
@@ -167,6 +168,8 @@ def log_likelihood(
     Arguments:
         vae: the model; it is measured in ``eval()`` mode, and left in the mode it was in.
         x: (N, *x_shape), and y as elsewhere.
+        mask: True where a pixel is seen, of the shape of x: the estimate is then of log p(x_seen | y), whatever stands
+            in the place of the others.
         samples: of z for a row; exactly so many.
         proposal: what z is drawn from: q(z | x, y), p(z | y), or x (n, *x_shape) → a distribution of your own, batch
             shape (n,).
@@ -184,6 +187,7 @@ def log_likelihood(
         DataError, ShapeError, LabelError: as ``vae.check``.
         NoDensityError: if the model has no prior, or its encoder gives a point and is to propose.
         NonFiniteError: for a weight that is NaN or infinite.
+        PartError: with a mask, for a likelihood whose pixels are not independent.
         CaptureError: if the model cannot be recorded, and "graph" or "inductor" was asked for.
 
     Example:
@@ -198,29 +202,32 @@ def log_likelihood(
     if precision not in ("32", "bf16-mixed"):
         raise ConfigError(f"precision: expected '32' or 'bf16-mixed', got {precision!r}")
     # An encoder that proposes nothing need not fit.
-    (vae.check if proposal == "encoder" else vae.check_values)(x, y)
+    (vae.check if proposal == "encoder" else vae.check_values)(x, y, mask)
     device = vae._beta.device
-    x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+    x, y, mask = torch.as_tensor(x), *(None if t is None else torch.as_tensor(t) for t in (y, mask))
     if memory is None:
         memory = 2**28 if device.type == "cuda" else 2**22
     work = len(x) * samples * vae.numbers(x[:1])
     wanted = capture != "auto"
     if not wanted:
         capture = "off" if work < _WORTH_RECORDING else "graph" if work < _WORTH_COMPILING else "inductor"
-    every = y is None or not vae.per_row(y)
+    every = y is not None and not vae.per_row(y)
+    # What there is one of for each row.
+    rows = {"x": x, "y": None if every else y, "mask": mask}
+    rows = {name: t for name, t in rows.items() if t is not None}
     found = []
     with measuring(vae, seed, "log_likelihood"), tqdm(total=len(x), unit="row", disable=not progress) as bar:
         estimator = Estimator(vae, samples, y if every else None, proposal, memory, capture, precision)
         try:
-            estimator.prepare(x, None if every else y)
+            estimator.prepare(**rows)
         except CaptureError as error:
             if wanted:
                 raise
             warnings.warn(f"log_likelihood: running the model as it is: {error}", CaptureWarning, stacklevel=2)
         for i in range(0, len(x), estimator.rows):
-            some = slice(i, i + estimator.rows)
-            found.append(estimator(x[some], None if every else y[some]))
-            bar.update(len(x[some]))
+            some = {name: t[i : i + estimator.rows] for name, t in rows.items()}
+            found.append(estimator(**some))
+            bar.update(len(some["x"]))
     values, deviation, ess, k, curve = (torch.cat(column, -1).cpu() for column in zip(*found, strict=True))
     wrong = values.isnan() | (values == math.inf)
     if wrong.any():
@@ -238,7 +245,7 @@ def log_likelihood(
         curve,
         estimator.points,
         proposal if isinstance(proposal, str) else "a function of x",
-        bits=1 / (math.log(2) * x[0].numel()) if levels == 256 else None,
+        bits=1 / (math.log(2) * x[0].numel()) if levels == 256 and mask is None else None,
         density=getattr(vae.likelihood, "density", True),
     )
 
@@ -273,28 +280,39 @@ class Estimator:
         self.points, self.rows, self.chunk = _points(samples), _ROWS, samples
         self.recorded: TwoStages | None = None
 
-    def prepare(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Record a chunk for rows like these; all have one shape, and what is too much of the last is dropped."""
+    def prepare(self, x: Tensor, **more: Tensor) -> None:
+        """Record a chunk for rows like these; all have one shape, and what is too much of the last is dropped.
+
+        Arguments:
+            x: (N, *x_shape).
+            more: y and mask, each where there is one for every row; the same as in every call.
+        """
         decodings = max(1, self.memory // self.vae.numbers(x[:1]))
-        self.rows = rows = min(_ROWS, len(x), decodings)
+        self.rows = n = min(_ROWS, len(x), decodings)
         if self.capture == "off":
             return
-        self.chunk = math.ceil(self.samples / math.ceil(self.samples / (decodings // rows)))
-        inputs = self._moved(x[:rows], None if y is None else y[:rows])
+        self.chunk = math.ceil(self.samples / math.ceil(self.samples / (decodings // n)))
+        inputs = self._moved({name: t[:n] for name, t in {"x": x, **more}.items()})
         compile, devices = self.capture == "inductor", cuda_devices(self.vae._beta.device)
-        self.recorded = TwoStages(self._chunk, inputs, compile=compile, precision=self.precision, devices=devices)
 
-    def __call__(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
+        def chunk(*tensors: Tensor) -> Tensor:
+            return torch.cat(list(self._weights(self.chunk, **dict(zip(inputs, tensors, strict=True)))))
+
+        options: Any = {"compile": compile, "precision": self.precision, "devices": devices}
+        self.recorded = TwoStages(chunk, list(inputs.values()), **options)
+
+    def __call__(self, x: Tensor, **more: Tensor) -> tuple[Tensor, ...]:
         """Return log p̂ (n,), its standard error, the effective sample size and k̂, and the curve (points, n)."""
-        tensors, n = self._moved(x, y), len(x)
-        sums = _Sums(n, self.samples, self.points, tensors[0].device)
+        tensors, n = self._moved({"x": x, **more}), len(x)
+        sums = _Sums(n, self.samples, self.points, tensors["x"].device)
         if self.recorded is None:
-            chunks = iter(self._weights(tensors[0], None if y is None else tensors[1], self.samples))
+            chunks = iter(self._weights(self.samples, **tensors))
             # The model alone is to run in bfloat16.
             while (log_w := self._next(chunks)) is not None:
                 sums.add(log_w)
             return sums.result()
-        self.recorded.prepare(*(torch.cat([t, t[-1:].expand(self.rows - n, *t.shape[1:])]) for t in tensors))
+        padded = (torch.cat([t, t[-1:].expand(self.rows - n, *t.shape[1:])]) for t in tensors.values())
+        self.recorded.prepare(*padded)
         for done in range(0, self.samples, self.chunk):
             sums.add(self.recorded()[: self.samples - done, :n])
         return sums.result()
@@ -303,16 +321,15 @@ class Estimator:
         with torch.autocast(self.vae._beta.device.type, torch.bfloat16, enabled=self.precision != "32"):
             return next(chunks, None)
 
-    def _moved(self, x: Tensor, y: Tensor | None) -> list[Tensor]:
-        x = x.to(self.vae._beta)
-        return [x] if y is None else [x, y.to(x.device)]
+    def _moved(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        like = self.vae._beta
+        return {name: t.to(like) if name == "x" else t.to(like.device) for name, t in rows.items()}
 
-    def _weights(self, x: Tensor, y: Tensor | None, samples: int) -> Iterator[Tensor]:
+    def _weights(
+        self, samples: int, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None
+    ) -> Iterator[Tensor]:
         y = self.y if y is None else y
-        return self.vae.log_weights(x, y, samples, proposal=self.proposal, memory=self.memory)
-
-    def _chunk(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return torch.cat(list(self._weights(x, y, self.chunk)))
+        return self.vae.log_weights(x, y, samples, mask, proposal=self.proposal, memory=self.memory)
 
 
 class _Sums:

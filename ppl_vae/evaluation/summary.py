@@ -18,6 +18,7 @@ from torch import Tensor
 from ..distributions import is_point
 from ..errors import check_positive
 from ..model import VAE
+from ..model.masking import given
 from ..objectives import elbo_terms
 from .likelihood import LogLikelihood, log_likelihood
 from .measuring import GREY, Report, mean_and_error, measuring, named, plain
@@ -103,6 +104,7 @@ def evaluate(
     vae: VAE,
     x: Any,
     y: Any = None,
+    mask: Any = None,
     *,
     samples: int = 500,
     draws: int = 10,
@@ -115,6 +117,7 @@ def evaluate(
     Arguments:
         vae: the model; it is measured in ``eval()`` mode, and left in the mode it was in.
         x: (N, *x_shape), and y as elsewhere.
+        mask: True where a pixel is seen, of the shape of x: all of it is then about what is seen of x.
         samples: of z for the importance-sampled log p(x|y).
         draws: of z for the ELBO and its parts.
         batch_size: rows at a time for these, at most; the means do not depend on it beyond their noise.
@@ -130,25 +133,27 @@ def evaluate(
         dict_keys(['reconstruction'])
     """
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
-    vae.check(x, y)
-    x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+    vae.check(x, y, mask)
+    x, y, mask = torch.as_tensor(x), *(None if t is None else torch.as_tensor(t) for t in (y, mask))
     every = y is None or not vae.per_row(y)
     chunks = []
     with measuring(vae, seed, "evaluate"):
         # A point has no density to weigh against the prior's.
-        q = vae.encode(x[:1], y if every else y[:1])
+        seen = None if mask is None else mask[:1]
+        q = vae.encode(given(vae.encoder, x[:1], seen), y if every else y[:1])
         point = vae.prior is None or is_point(q)
         discrete = bool(vae.decode(q.sample(), y if every else y[:1]).support.is_discrete)
         # No more decoded numbers at a time than log p takes.
         batch_size = max(1, min(batch_size, 2**22 // (draws * vae.numbers(x[:1]))))
         for i in range(0, len(x), batch_size):
             some = slice(i, i + batch_size)
-            chunks.append(elbo_terms(vae, x[some], y if every else y[some], samples=draws))
+            seen = None if mask is None else mask[some]
+            chunks.append(elbo_terms(vae, x[some], y if every else y[some], samples=draws, mask=seen))
     reconstruction, kl = (torch.cat(column).double().cpu() for column in zip(*chunks, strict=True))
     density = getattr(vae.likelihood, "density", True)
     if point:
         return Evaluation({"reconstruction": reconstruction}, samples, density, discrete=discrete)
-    found = log_likelihood(vae, x, y, samples=samples, seed=seed, progress=progress)
+    found = log_likelihood(vae, x, y, mask, samples=samples, seed=seed, progress=progress)
     values = {
         "neg_elbo": reconstruction + kl,
         "reconstruction": reconstruction,

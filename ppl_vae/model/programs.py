@@ -376,21 +376,25 @@ class Programs(nn.Module):
         """Whether y has a batch dimension: one for every row of x, and not one for all; a y may have dimensions too."""
         return y.dim() > len(getattr(self.condition, "y_shape", ()))
 
-    def check(self, x: Any, y: Any = None) -> None:
+    def check(self, x: Any, y: Any = None, mask: Any = None) -> None:
         """Raise unless x and y are data for this model, whose parts go together; for a whole data set, before a step.
 
+        With a mask, True where a pixel is seen, what stands in the place of the others is not looked at.
+
         Raises:
-            DataError: for NaN, infinity, no rows, or values that the likelihood cannot have generated.
+            DataError: for NaN, infinity, no rows, no pixel that is seen, or values that the likelihood cannot have
+                generated.
             ShapeError: if x has another shape than the likelihood's, or y more dimensions than one a row.
             PartError: if the parts do not go together: a sphere and all of space, for one.
             LabelError: if y is missing, unwanted, of another length, or out of range.
         """
+        x = self._seen(x, mask)
         self.check_values(x, y)
-        check_together(self, as_tensor(x), None if y is None else torch.as_tensor(y))
+        check_together(self, x, None if y is None else torch.as_tensor(y))
 
-    def check_values(self, x: Any, y: Any = None) -> None:
+    def check_values(self, x: Any, y: Any = None, mask: Any = None) -> None:
         """As :meth:`check`, of the data alone."""
-        x = as_tensor(x)
+        x = self._seen(x, mask)
         check_rows(x)
         check_x = getattr(self.likelihood, "check", None) or check_finite
         check_x(x)
@@ -414,6 +418,15 @@ class Programs(nn.Module):
             check(y)
         elif y.is_floating_point():
             check_finite(y, "y")
+
+    def _seen(self, x: Any, mask: Any) -> Tensor:
+        """X, in which a pixel that is seen stands for those that are not."""
+        x, mask = as_tensor(x), self._mask(as_tensor(x), mask)
+        if mask is None:
+            return x
+        if not mask.any():
+            raise DataError("mask: expected some pixels that are seen (True), got none")
+        return torch.where(mask, x, x[mask][0])
 
     def _check_one_batch(self, y: Tensor) -> None:
         shape = getattr(self.condition, "y_shape", None)

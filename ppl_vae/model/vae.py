@@ -108,9 +108,13 @@ class VAE(Programs):
         return _mean(p) if mean else p.sample()
 
     @torch.no_grad()
-    def embed(self, x: Any, y: Any = None, *, draws: int = 100) -> Tensor:
-        """Return the mean of q(z | x, y), (*, latent); that of so many draws where it has no closed form."""
-        return _mean(self.encode(x, y), draws)
+    def embed(self, x: Any, y: Any = None, mask: Any = None, *, draws: int = 100) -> Tensor:
+        """Return the mean of q(z | x, y), (*, latent); that of so many draws where it has no closed form.
+
+        With a mask, True where a pixel is seen, x is what is seen of it.
+        """
+        x = self._tensor(x)
+        return _mean(self.encode(given(self.encoder, x, self._mask(x, mask)), y), draws)
 
     @torch.no_grad()
     def reconstruct(self, x: Any, y: Any = None) -> Tensor:
@@ -210,9 +214,9 @@ class VAE(Programs):
         y = None if y is None else torch.as_tensor(y, device=x.device)
         if y is not None and self.per_row(y) and len(y) == 1:
             y = y.expand(len(x), *y.shape[1:])
+        # Where nothing is seen there is nothing to check, and the draws are those of p(x | y).
         if mask.any():
-            # One pixel that is seen stands for those that are not.
-            self.check(torch.where(mask, x, x[mask][0]), y)
+            self.check(x, y, mask)
         step = max(1, _CHUNK // (candidates * self.numbers(x[:1])))
         rows = [slice(first, first + step) for first in range(0, len(x), step)]
         # One y may stand for all rows.
@@ -242,6 +246,7 @@ class VAE(Programs):
         x: Any,
         y: Any = None,
         samples: int = 1000,
+        mask: Any = None,
         *,
         proposal: Proposal = "encoder",
         memory: int | None = None,
@@ -255,6 +260,7 @@ class VAE(Programs):
         Arguments:
             x: (N, *x_shape), and y as elsewhere.
             samples: how many draws of z in all.
+            mask: True where a pixel is seen, of the shape of x: x is then what is seen of it, in all of these.
             proposal: where z is drawn from; a function of x (N, *x_shape) returns a distribution, batch shape (N,).
             memory: how many numbers are held at a time, of decoded x or of what is wider on the way there
                 (:meth:`numbers`); by default 2²², 16 MB.
@@ -265,9 +271,11 @@ class VAE(Programs):
         Raises:
             NoDensityError: if the model has no prior, or its encoder gives a point and is to propose.
             ConfigError: for another proposal.
+            PartError: with a mask, for a likelihood whose pixels are not independent.
         """
         check_positive(samples=samples)
-        for _, log_w in self._propose(x, y, samples, proposal=proposal, memory=memory):
+        mask = self._mask(self._tensor(x), mask)
+        for _, log_w in self._propose(x, y, samples, mask, proposal=proposal, memory=memory):
             yield log_w
 
     def _propose(
@@ -311,10 +319,11 @@ class VAE(Programs):
             yield z, ratio + likelihood.log_prob(seen)
 
     @torch.no_grad()
-    def log_prob(self, x: Any, y: Any = None, samples: int = 1000) -> Tensor:
+    def log_prob(self, x: Any, y: Any = None, samples: int = 1000, mask: Any = None) -> Tensor:
         r"""Estimate log p(x | y) by importance sampling, :math:`\log \frac1S \sum_s w_s`.
 
-        A stochastic lower bound: its expectation grows with ``samples`` towards log p(x | y).
+        A stochastic lower bound: its expectation grows with ``samples`` towards log p(x | y). With a mask it is that
+        of what is seen, log p(x_seen | y).
 
         Returns:
             (N,), nats.
@@ -326,9 +335,9 @@ class VAE(Programs):
         Reference:
             Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)
         """
-        self.check(x, y)
+        self.check(x, y, mask)
         total = torch.tensor(-math.inf, dtype=torch.float64, device=self._beta.device)
-        for log_w in self.log_weights(x, y, samples):
+        for log_w in self.log_weights(x, y, samples, mask):
             total = torch.logaddexp(total, log_w.double().logsumexp(0))
         return (total - math.log(samples)).to(self._beta.dtype)
 

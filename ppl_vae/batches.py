@@ -95,11 +95,7 @@ class Batches:
         return x, y, mask
 
     def _check(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
-        if mask is not None:
-            if not mask.any():
-                raise DataError("mask: expected at least one pixel that is seen (True), got none")
-            # One that is seen stands for those that are not.
-            x = torch.where(mask, x, x[mask][0])
+        x = self.vae._seen(x, mask)
         if self.binarize == "dynamic":
             if ((x < 0) | (x > 1)).any():
                 raise DataError(f"binarize='dynamic': expected probabilities in [0, 1], got {x.min():g} … {x.max():g}")

@@ -157,6 +157,15 @@ def test_coverage_is_that_of_the_draws_own_intervals(draws, levels):
     assert [share.item() for share in found.coverage.values()] == pytest.approx(levels)
 
 
+def test_ranks_of_another_shape_are_called_so():
+    """Two waves over the ranks: neither place nor width is off, and the χ² is. A shift and a width keep their words."""
+    u = torch.rand(40_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kept = u[torch.rand(len(u), generator=torch.Generator().manual_seed(1)) < (1 + 0.5 * (8 * math.pi * u).cos()) / 1.5]
+    low = kept.square()
+    found = Calibration(torch.stack([(100 * t).long().clamp(max=99) for t in (kept, low, 1 - low)], 1), 99, 20, 1e-6)
+    assert found.verdicts == ["of another shape", "too high", "too low"]
+
+
 # Which y
 
 

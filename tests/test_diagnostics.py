@@ -284,10 +284,51 @@ def test_dimensions_that_are_not_used_are_named():
     assert found.active == [1]
     assert found.finding == (
         "1 of 4 dimensions are used: 2; in 2 (1, 3) the posterior has collapsed onto the prior (0.001 nats together); "
-        "in 1 (4) its mean is the same for every x and yet it is not the prior, which costs 0.500 nats."
+        "in 1 (4) its mean hardly moves with x and yet it is not the prior, which costs 0.500 nats."
     )
     lines = str(found).splitlines()
     assert [line.split()[0] for line in lines if line.endswith("not used")] == ["4", "3", "1"]
+
+
+@pytest.mark.parametrize(("width", "moves", "used"), [(0.05, 0.0475, [0]), (100.0, 0.2, []), (100.0, 60.0, [0])])
+def test_what_is_used_goes_by_the_priors_scale(width, moves, used):
+    """A narrow prior whose mean moves by most of it, and a wide one by next to nothing of it."""
+    spread = (width**2 - min(moves, 0.99 * width) ** 2) ** 0.5
+    vae = pv.VAE(
+        prior=lambda c: dist.Normal(torch.zeros(1).double(), width).to_event(1),
+        likelihood=likelihoods.Gaussian((4,), 1),
+        encoder=lambda x, c: dist.Normal(moves * x[:, :1], spread).to_event(1),
+    ).double()
+    found = diagnostics(vae, torch.randn(300, 4).double())
+    assert found.used == used
+    assert found.prior_variance.tolist() == pytest.approx([width**2])
+    assert found.finding.startswith(f"{len(used)} of 1 dimensions are used")
+    assert ("collapsed" in found.finding) is (not used)
+    assert ("not used" in str(found)) is (not used)
+    assert found.active == ([0] if moves > 0.1 else [])
+
+
+def test_a_spread_that_moves_is_no_mean_that_does():
+    """σ of q depends on x and its mean does not: z says something of x, and no sentence denies it."""
+    vae = pv.VAE(
+        prior=priors.Standard(1),
+        likelihood=likelihoods.Gaussian((4,), 1),
+        encoder=lambda x, c: dist.Normal(0.0 * x[:, :1], torch.where(x[:, :1] > 0, 0.1, 1.0)).to_event(1),
+    ).double()
+    found = diagnostics(vae, torch.randn(300, 4).double())
+    assert found["mutual_information"] > 0.1
+    assert "its mean hardly moves with x and yet it is not the prior" in found.finding
+
+
+def test_one_row_tells_little():
+    """No variance, no sentence about dimensions, and none about a y that is not there; the KL is known all the same."""
+    found = diagnostics(Ppca().vae(), Ppca().draw(1)[0])
+    assert found.variance.isnan().all()
+    assert found.finding == "too few rows to tell which dimensions are used."
+    assert "y of its own" not in str(found)
+    assert "not used" not in str(found)
+    assert f"{found.kl_per_dimension.max():.3f}" in str(found)
+    assert json.loads(json.dumps(found.to_dict()))["used"] is None
 
 
 def test_a_mean_that_moves_with_y_alone_says_nothing_of_x():
@@ -332,7 +373,7 @@ def test_active_units_where_the_mean_is_drawn(collapsed):
     found = diagnostics(vae, x, draws=1)
     assert (found.active == []) == collapsed
     assert found.variance.abs().max() < 5e-3 or not collapsed
-    assert "the posterior mean does not move with x" in found.finding or not collapsed
+    assert "the posterior mean hardly moves with x" in found.finding or not collapsed
 
 
 def test_y_that_is_never_the_same_twice():

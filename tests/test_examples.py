@@ -331,6 +331,29 @@ def test_the_loop_by_hand_goes_on_where_it_was(static: Path, tmp_path: Path) -> 
     assert found("b", "2") == at_once
 
 
+def test_the_loop_by_hand_is_the_librarys_number(static: Path, tmp_path: Path) -> None:
+    """Its weights in a model of the library: the same −ELBO and log p, within five standard errors of their draws."""
+    places = ["--root", str(static), "--out", str(tmp_path), "--results", str(tmp_path)]
+    command = ["reproduce/by_hand.py", *places, "--seeds", "0", "--epochs"]
+    run(*command, "3", "--rows", "300")
+    with pytest.raises(AssertionError, match="give another --out"):
+        run(*command, "3", "--rows", "200")
+    state = torch.load(tmp_path / "by-hand-1-0.pt", weights_only=True)
+    vae = pv.vae((1, 28, 28), 40)
+    for part, names in ((vae.encoder, "encoder"), (vae.likelihood, "decoder")):
+        theirs = [t for name, t in state["kept"].items() if name.startswith(names)]
+        for p, t in zip(part.network.body.parameters(), theirs, strict=True):
+            p.data.copy_(t)
+    data = pv.data.load("binarized-mnist", root=static)
+    found = pv.evaluation.log_likelihood(vae, data.test.x[:300], samples=200, progress=False)
+    result = json.loads((tmp_path / "by-hand" / "r4-1-0.json").read_text())
+    assert result["complete"] is False
+    assert abs(result["neg_log_prob"] + found.mean) < 5 * 2**0.5 * found.monte_carlo_error
+    valid = pv.evaluate(vae, data.valid.x[:300], samples=2, draws=100)
+    # One draw there: its noise is that of the reconstruction, less than one nat a row.
+    assert abs(state["best"] - valid["neg_elbo"]) < 5 / 300**0.5
+
+
 def test_a_row_goes_on_where_it_was(static: Path, tmp_path: Path) -> None:
     """A second call reads what is finished, one of more epochs goes on from there, one of other settings is refused."""
     places = ["--root", str(static), "--out", str(tmp_path / "runs"), "--results", str(tmp_path)]

@@ -364,6 +364,46 @@ def test_what_the_prior_carries_is_no_leak():
     torch.testing.assert_close(found.by_label["kl"], torch.tensor([8.0, 0.0, 8.0]).double())
 
 
+def test_what_two_labels_have_in_common_is_no_noise():
+    """One label in ten, and z tells nothing: that is known exactly, and a small leak is seen beside it."""
+    y = (torch.arange(2000) % 10 == 0).long()
+    x = torch.randn(2000, 4)
+    found = label_use(gaussians((0.0, 0.0), 1.0), x, y, samples=1)
+    assert found.terms["leakage"] == pytest.approx((0.0, 0.0), abs=2e-3)
+    assert found.finding.endswith("z is not seen to tell anything of y.")
+    found = label_use(gaussians((0.0, 1.3), 1.0), x, y, samples=1)
+    exact = mixture_information((0.0, 1.3), 1.0, [0.9, 0.1])
+    leak, error = found.terms["leakage"]
+    assert exact == pytest.approx(0.062, abs=0.01)
+    assert abs(leak - exact) <= 5 * error + 2e-3
+    # By all rows together it would be twice as much as by those of each label.
+    assert error < 0.008
+    assert found.finding.endswith("y leaks into z.")
+
+
+def test_the_priors_draws_have_an_error_too():
+    """Q = p for many rows and two labels: what the prior tells is known from 1,000 draws alone, and is no leak."""
+    loc = torch.tensor([-0.5, 0.5]).double()
+    prior = lambda c: dist.Normal(c @ loc[:, None], 1.0).to_event(1)  # noqa: E731
+    x, y = torch.randn(4000, 4), torch.arange(4000) % 2
+    for seed in range(5):
+        found = label_use(gaussians(loc, 1.0, prior), x, y, samples=1, seed=seed)
+        beyond, error = found["leakage"] - found["prior_information"], found.terms["prior_information"][1]
+        assert error > found.terms["leakage"][1]
+        assert abs(beyond) < 6 * error
+        assert found.finding.endswith("z is not seen to tell more of y than the prior does.")
+
+
+def test_labels_that_were_permuted_are_suspected():
+    truth = Ppca(2)
+    x, y = truth.draw(60)
+    assert "y is used: with a wrong label" in label_use(truth.vae(), x, y, samples=50).finding
+    found = label_use(truth.vae(), x, 1 - y, samples=50)
+    assert found["accuracy"] < 0.1
+    assert "rises by" in found.finding
+    assert "are the labels permuted?" in found.finding
+
+
 @pytest.mark.parametrize("encoder", [encoders.FullGaussian, encoders.Mixture, encoders.Flow])
 def test_any_encoder_and_prior(encoder):
     vae = pv.VAE(

@@ -137,18 +137,52 @@ def test_measurements_of_what_is_seen():
     gap = found.values["neg_elbo"] - found.values["neg_log_prob"]
     assert gap.mean() > -5 * gap.std() / math.sqrt(40)
     assert torch.equal(vae.embed(junk, y, mask), vae.embed(torch.where(mask, x, 0.0), y))
-    assert vae.log_prob(junk, y, 200, mask).isfinite().all()
+    assert vae.log_prob(junk, y, 200, mask=mask).isfinite().all()
+    assert f"of what is seen, {mask.double().mean().item():.1%} of the pixels" in str(found)
+    assert (
+        found.to_dict()["seen"] == found.to_dict()["likelihood"]["seen"] == pytest.approx(mask.double().mean().item())
+    )
     few = log_likelihood(vae, junk, y, mask, samples=500, progress=False)
     assert abs(few.mean + found["neg_log_prob"]) < 0.2
-    assert abs(vae.log_prob(junk, y, 500, mask).mean().item() - few.mean) < 0.2
+    assert abs(vae.log_prob(junk, y, 500, mask=mask).mean().item() - few.mean) < 0.2
+
+
+def test_an_encoder_that_is_told_is_told_when_it_is_measured():
+    """By every measurement: what it is given is the mask beside the pixels, and the proposals are as it then says."""
+    vae, x = masked(conditional=False)
+    seen = torch.tensor([[True, False, True, True], [False, True, True, False]]).reshape(2, 1, 2, 2)
+    junk, asked = torch.where(seen, x, math.nan), []
+    forward = vae.encoder.forward
+    vae.encoder.forward = lambda x, c: asked.append(x) or forward(x, c)
+    vae.embed(junk, mask=seen)
+    log_likelihood(vae, junk, mask=seen, samples=5, progress=False)
+    vae.log_prob(junk, None, 5, mask=seen)
+    pv.evaluate(vae, junk, mask=seen, samples=5, draws=2)
+    given = torch.cat([torch.where(seen, x, 0.0), seen.float()], 1)
+    # A check of the data looks at pixels alone.
+    told = [got for got in asked if got.shape[1] == 2]
+    # One call each of three, and three of the last: its first row, its bound and its likelihood.
+    assert len(told) == 6
+    assert all(torch.equal(got, given[: len(got)]) for got in told)
+    # A proposal of one's own gets zeros for what is not seen, and no mask.
+    of, q = [], vae.encode(given)
+    log_likelihood(vae, junk, mask=seen, samples=5, progress=False, proposal=lambda x: of.append(x) or q)
+    assert all(torch.equal(got, given[:, :1]) for got in of)
+
+
+def test_a_bad_pixel_is_found_where_it_is():
+    vae = pv.vae((2,), 2, likelihood="Gaussian", hidden=())
+    x, seen = torch.tensor([[0.0, math.nan], [1.0, 2.0]]), torch.tensor([[False, True], [True, True]])
+    with pytest.raises(DataError, match=r"got 1 value that is not, the first nan at row 0, pixel \(1,\)"):
+        pv.evaluate(vae, x, None, seen)
 
 
 def test_masks_that_do_not_go_with_the_rows():
     vae, x = pv.vae((4,), 2, likelihood="Gaussian", hidden=()), torch.zeros(3, 4)
-    for measure in (pv.evaluate, log_likelihood, lambda *a: vae.log_prob(a[1], None, 10, a[3])):
+    for measure in (pv.evaluate, log_likelihood, lambda *a: vae.log_prob(a[1], None, 10, mask=a[3])):
         with pytest.raises(ShapeError, match="mask: expected bool"):
             measure(vae, x, None, torch.ones(3, 4))
-        with pytest.raises(DataError, match="some pixels that are seen"):
+        with pytest.raises(DataError, match="at least one pixel that is seen"):
             measure(vae, x, None, torch.zeros(3, 4, dtype=torch.bool))
     with pytest.raises(ShapeError, match="mask: expected bool"):
         vae.embed(x, None, torch.ones(2, 4, dtype=torch.bool))

@@ -541,3 +541,7 @@ def test_broken_chains_by_name(spec):
 
 def test_a_chain_is_a_normal_mixture_where_one_is_asked_for():
     assert isinstance(priors.Mixture(2)(None), NormalMixture)
+    # As is a VampPrior of Gaussians, whose components all rows share, in a plate too.
+    vamp = pv.vae(IMAGE, 2, prior={"name": "Vamp", "components": 3}, hidden=(4,)).prior(None)
+    assert isinstance(vamp, NormalMixture)
+    assert vamp.expand([5])._shared is not None

@@ -286,9 +286,39 @@ def test_a_model_without_labels_is_asked_for_their_entropy(data):
     assert part["judge_fid"] > 5 * whole["judge_fid"]
     assert "share" in str(part)
     assert "the accuracy of the judge" in str(part)
+    # What is misjudged, the judge misjudges among the samples too.
+    assert whole["diversity"] == pytest.approx(1.0, abs=0.05)
     # A label of which no two samples were seen has no diversity.
     none = quality(mixture([1.0, 1e-9, 1e-9]), [r[:90] for r in train], [r[:9] for r in test], judge=judge)
     json.dumps(none.to_dict(), allow_nan=False)
+
+
+def test_a_judge_that_errs_makes_no_model_less_diverse(data):
+    """A model that draws the test data, in any order: one whose labels the judge often cannot tell is as diverse."""
+    train, test, _ = data
+    flip = torch.rand(len(test[1]), generator=torch.Generator().manual_seed(0)) < 0.3
+    noisy = torch.where(flip, (test[1] + 1) % 3, test[1])
+    judge = train_judge(*train, steps=400)
+    vae = pv.VAE(priors.Standard(6), lambda z, c: dist.Normal(z, 1e-3).to_event(1), encoders.Gaussian(6, (6,)))
+    vae.sample = lambda n, mean=False: test[0][torch.randperm(len(test[0]))[:n]]
+    found = quality(vae, train, (test[0], noisy), judge=judge, batch_size=900)
+    assert found["diversity"] == pytest.approx(1.0, abs=1e-6)
+    assert found.real["accuracy"][0] < 0.75
+
+
+def test_the_entropy_of_few_labels_is_not_too_low(data):
+    """The mean over many small sets of samples is that of the law: without a correction it is 0.017 too low."""
+    train, test, judge = data
+    few = [rows[:60] for rows in test]
+    centres = 3.0 * torch.eye(3, 6)
+    vae = pv.VAE(
+        lambda c: dist.MixtureSameFamily(dist.Categorical(torch.ones(3)), dist.Normal(centres, 0.1).to_event(1)),
+        lambda z, c: dist.Normal(z, 1e-3).to_event(1),
+        encoders.Gaussian(6, (6,)),
+    )
+    found = torch.tensor([quality(vae, train, few, judge=judge, seed=seed)["label_entropy"] for seed in range(100)])
+    # Its standard error is 0.0017.
+    assert abs(found.mean().item() - math.log(3)) < 0.008
 
 
 # What it is for, and what it says

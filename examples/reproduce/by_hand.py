@@ -4,7 +4,8 @@ python examples/reproduce/by_hand.py --layers 1      784-400-z40
 python examples/reproduce/by_hand.py --layers 2      784-400-400-z40
 
 Only the file of digits is read by ``ppl_vae``. The loss is the ELBO with the KL in closed form, and −log p(x) is by 200
-importance samples. The state is kept after every epoch, and the same call goes on from there.
+importance samples. The state is kept after every epoch, and the same call goes on from there; one of other settings is
+refused. On the CPU.
 """
 
 import itertools
@@ -68,7 +69,7 @@ def save(state: dict, path: Path) -> None:
 
 data = pv.data.load("binarized-mnist", root=args.root)
 train, valid, test = (split.x.flatten(1)[: args.rows] for split in (data.train, data.valid, data.test))
-epochs = args.epochs or 500
+epochs, settings = args.epochs or 500, {"layers": args.layers, "rows": args.rows}
 for seed in args.seeds:
     torch.manual_seed(seed)
     model = Loop()
@@ -80,6 +81,8 @@ for seed in args.seeds:
     best, kept, first, seconds = math.inf, None, 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
+        if state["settings"] != settings:
+            raise SystemExit(f"{path} is of {state['settings']}, and asked for is {settings}: give another --out")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         best, kept, first, seconds = (state[name] for name in ("best", "kept", "epoch", "seconds"))
@@ -97,7 +100,8 @@ for seed in args.seeds:
             best, kept = bound, {name: t.clone() for name, t in model.state_dict().items()}
         seconds += time.perf_counter() - started
         print(f"epoch {epoch + 1}: −ELBO of the validation images {bound:.2f}", flush=True)
-        told = {"best": best, "kept": kept, "epoch": epoch + 1, "seconds": seconds, "generator": torch.get_rng_state()}
+        told = {"best": best, "kept": kept, "epoch": epoch + 1, "seconds": seconds}
+        told |= {"settings": settings, "generator": torch.get_rng_state()}
         save(told | {name: part.state_dict() for name, part in parts.items()}, path)
     model.load_state_dict(kept)
     with torch.no_grad():
@@ -105,7 +109,8 @@ for seed in args.seeds:
     result = {
         "layers": args.layers,
         "seed": seed,
-        "epochs": epochs,
+        "epochs": max(first, epochs),
+        "complete": max(first, epochs) >= 500 and args.rows is None,
         "neg_log_prob": -found.mean().item(),
         "rows": len(found),
         "seconds": seconds,
@@ -114,4 +119,4 @@ for seed in args.seeds:
     }
     (args.results / "by-hand").mkdir(parents=True, exist_ok=True)
     (args.results / "by-hand" / f"r4-{args.layers}-{seed}.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"−log p(x) {result['neg_log_prob']:.2f} after {epochs} epochs")
+    print(f"−log p(x) {result['neg_log_prob']:.2f} after {result['epochs']} epochs")

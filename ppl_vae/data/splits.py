@@ -184,5 +184,5 @@ def check_finite(x: Tensor, what: str = "x") -> None:
     raise DataError(
         f"expected finite {what}, got {bad} {values} not, the first {x[(row, *pixel)].item()} at row {row}, "
         f"pixel {tuple(pixel)}: leave such rows out, or where pixels are missing pass a mask, True where seen, to "
-        "what takes one: fit(vae, (x, y, mask)), impute(x, y, mask)"
+        "what takes one: fit(vae, (x, y, mask)), evaluate(vae, x, y, mask), impute(x, y, mask)"
     )

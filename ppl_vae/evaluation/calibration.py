@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -87,15 +88,19 @@ class Calibration(Report):
 
     @property
     def verdicts(self) -> list[str]:
-        """What is wrong with the guide's draws of every coordinate: "ok", or "too low", "high", "narrow" or "wide"."""
+        """What is wrong with the guide's draws of every coordinate: "ok", or "too low", "high", "narrow" or "wide".
+
+        Or "of another shape", where place and width are what chance makes of them.
+        """
         u = (self.ranks.double() + 0.5) / (self.draws + 1)
         # In standard errors: the mean of N uniform u has variance 1/12N, and their variance has 1/180N.
         place = (u.mean(0) - 1 / 2) * math.sqrt(12 * len(u))
         width = (u.var(0) - 1 / 12) * math.sqrt(180 * len(u))
-        words = []
+        words, chance = [], NormalDist().inv_cdf(1 - self.alpha / 4)
         for chi_square, a, b in zip(self.chi_square, place.tolist(), width.tolist(), strict=True):
             wrong = ("low" if a > 0 else "high") if abs(a) > abs(b) else ("narrow" if b > 0 else "wide")
-            words.append("ok" if chi_square <= self.limit else f"too {wrong}")
+            told = f"too {wrong}" if max(abs(a), abs(b)) > chance else "of another shape"
+            words.append("ok" if chi_square <= self.limit else told)
         return words
 
     def __str__(self) -> str:

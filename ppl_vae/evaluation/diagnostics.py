@@ -38,6 +38,8 @@ __all__ = ["Diagnostics", "diagnostics"]
 
 # Burda et al.'s threshold for the variance of a posterior mean, and what is called no nats at all.
 _ACTIVE, _NOTHING = 0.01, 0.01
+# Of fewer rows than this, less the labels among them, a variance says too little to call a dimension unused.
+_FEW = 5
 # How many dimensions, and how many labels, a table shows; how many numbers of a decoded batch are held at a time.
 _SHOWN, _CHUNK = 20, 2**22
 
@@ -48,8 +50,9 @@ class Diagnostics(Report):
 
     ``terms`` holds means with their standard errors over the rows. ``variance`` (latent,) is Var_x E_q[z], and
     ``kl_per_dimension`` and ``kl_standard_error`` (latent,) are None unless q and p are both independent over the
-    dimensions. ``ceiling`` is the mean of log N_y, which the mutual information cannot pass, N_y being the rows of a y;
-    None, as all that goes by it, where nearly every row has a y of its own.
+    dimensions. ``prior_variance`` (latent,) is that of z under the prior, None where that does not say it; ``freedom``,
+    how many rows more than labels there are. ``ceiling`` is the mean of log N_y, which the mutual information cannot
+    pass, N_y being the rows of a y; None, as all that goes by it, where nearly every row has a y of its own.
     """
 
     rows: int
@@ -58,6 +61,8 @@ class Diagnostics(Report):
     variance: Tensor
     kl_per_dimension: Tensor | None
     kl_standard_error: Tensor | None
+    prior_variance: Tensor | None
+    freedom: int
     conditional: bool = False
     ceiling: float | None = None
     by_label: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
@@ -73,9 +78,20 @@ class Diagnostics(Report):
         return (self.variance > _ACTIVE).nonzero()[:, 0].tolist()
 
     @property
+    def used(self) -> list[int]:
+        """As :attr:`active`, in units of the prior's variance where it has one, and not where q is the prior."""
+        scale = torch.ones_like(self.variance) if self.prior_variance is None else self.prior_variance
+        moving = self.variance > _ACTIVE * torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+        if self.kl_per_dimension is not None:
+            moving &= self.kl_per_dimension >= _NOTHING
+        return moving.nonzero()[:, 0].tolist()
+
+    @property
     def finding(self) -> str:
         """Which dimensions are used, and what has become of the others."""
-        used, size = self.active, len(self.variance)
+        if self.freedom < _FEW:
+            return "too few rows to tell which dimensions are used."
+        used, size = self.used, len(self.variance)
         said = f"{len(used)} of {size} dimensions are used"
         if len(used) == size:
             return f"{said}."
@@ -85,7 +101,7 @@ class Diagnostics(Report):
         if self.kl_per_dimension is None:
             if not used and self["rate"] < _NOTHING * size:
                 return f"{which}: the posterior has collapsed onto the prior, and z says nothing of x."
-            return f"{which}; in {rest} the posterior mean does not move with x."
+            return f"{which}; in {rest} the posterior mean hardly moves with x."
         kl = {i: self.kl_per_dimension[i].item() for i in others}
         fallen, idle = ([i for i in others if (kl[i] < _NOTHING) == low] for low in (True, False))
         parts = [which]
@@ -96,7 +112,7 @@ class Diagnostics(Report):
         if idle:
             where = rest if not fallen else f"{len(idle)} ({_listed(idle)})"
             nats = f"{sum(kl[i] for i in idle):.3f} nats"
-            parts.append(f"in {where} its mean is the same for every x and yet it is not the prior, which costs {nats}")
+            parts.append(f"in {where} its mean hardly moves with x and yet it is not the prior, which costs {nats}")
         return "; ".join(parts) + "."
 
     def __str__(self) -> str:
@@ -120,7 +136,8 @@ class Diagnostics(Report):
                 lines.append(
                     f"  for so few rows I is at its largest, {rows} = {self.ceiling:.3f}: more rows would show more"
                 )
-            lines.append(f"  both are of these rows; of rows without end I is at most {most:z.3f}")
+            error = self.terms["mutual_information_at_most"][1]
+            lines.append(f"  both are of these rows; of rows without end I is at most {most:z.3f} ± {error:.3f}")
         if 1 < len(self.by_label) <= _SHOWN:
             lines += ["", f"{'label':>5s} {'rows':>7s} {'rate':>10s} {'information':>12s} {'aggregate KL':>13s}"]
             for label, terms in self.by_label.items():
@@ -138,10 +155,14 @@ class Diagnostics(Report):
         order = (self.variance if kl is None else kl).argsort(descending=True).tolist()
         lines = [f"{'latent dimension':>16s} {'KL':>10s} {'std. error':>11s} {'Var E[z]':>10s}"]
         for i in order[:_SHOWN]:
-            columns = f"{'–':>10s} {'–':>11s}"
-            if kl is not None and self.kl_standard_error is not None:
-                columns = f"{kl[i].item():z10.3f} {self.kl_standard_error[i]:11.3f}"
-            lines.append(f"{i + 1:16d} {columns} {self.variance[i]:10.4f}{'' if i in self.active else '  not used'}")
+            error = self.kl_standard_error
+            columns = (
+                f"{'–':>10s}" if kl is None else f"{kl[i].item():z10.3f}",
+                f"{'–':>11s}" if error is None else f"{error[i]:11.3f}",
+                f"{'–':>10s}" if self.variance[i].isnan() else f"{self.variance[i]:10.4f}",
+            )
+            idle = self.freedom >= _FEW and i not in self.used
+            lines.append(f"{i + 1:16d} {' '.join(columns)}{'  not used' if idle else ''}")
         if rest := order[_SHOWN:]:
             most = self.variance[rest].max().item()
             together = "" if kl is None else f"KL {kl[rest].sum():.3f} together, "
@@ -159,7 +180,9 @@ class Diagnostics(Report):
                 **named(self.terms),
                 "log_rows": self.ceiling,
                 "active": self.active,
+                "used": self.used if self.freedom >= _FEW else None,
                 "variance_of_mean": self.variance,
+                "prior_variance": self.prior_variance,
                 "kl_per_dimension": self.kl_per_dimension,
                 "kl_standard_error": self.kl_standard_error,
                 "by_label": {
@@ -187,8 +210,9 @@ def diagnostics(
                                          information
     ==================================== ===============================================================================
 
-    An active unit is a dimension with :math:`\mathrm{Var}_x \mathbb{E}_q[z] > 0.01`, for a z on the scale of one. With
-    labels the variance is within a label, because a mean that moves with y alone says nothing of x.
+    An active unit is a dimension with :math:`\mathrm{Var}_x \mathbb{E}_q[z] > 0.01`, for a z on the scale of one; what
+    is said in words goes by the prior's variance, and by the KL of a dimension where that is known. With labels the
+    variance is within a label, because a mean that moves with y alone says nothing of x.
 
     Densities are needed for every pair of a draw and a row of its label: ``rows`` times ``draws`` times the rows of a
     label. That is seconds for 10,000 rows of a Gaussian encoder, and long for a flow: give it fewer rows.
@@ -229,7 +253,7 @@ def diagnostics(
                 for i in range(0, len(x), batch_size)
             ]
         )
-        alone = len(values) > len(x) / 2
+        alone = y is not None and len(values) > len(x) / 2
         told = None if alone else _information(vae, x, y, rows, groups, batch_size)
     columns = {"neg_elbo": rows.distortion + rows.rate, "distortion": rows.distortion, "rate": rows.rate}
     if told is not None:
@@ -238,14 +262,16 @@ def diagnostics(
     if told is not None:
         terms["mutual_information_at_most"] = min(terms["rate"], mean_and_error(told[1]))
     labels = {} if alone or not _are_labels(y) else {str(value): groups == k for k, value in enumerate(values)}
-    single = len(x) == 1
+    single, together = len(x) == 1, torch.zeros_like(groups) if alone else groups
     return Diagnostics(
         rows=len(x),
         draws=draws,
         terms=terms,
-        variance=_variance(rows.means, torch.zeros_like(groups) if alone else groups).cpu(),
+        variance=_variance(rows.means, together).cpu(),
         kl_per_dimension=None if rows.kl is None else rows.kl.mean(0).cpu(),
         kl_standard_error=None if rows.kl is None or single else (rows.kl.std(0) / math.sqrt(len(x))).cpu(),
+        prior_variance=None if rows.spread is None else rows.spread.mean(0).cpu(),
+        freedom=len(x) - len(together.unique()),
         conditional=vae.condition is not None,
         ceiling=None if alone else sum(n / len(x) * math.log(n) for n in sizes),
         by_label={
@@ -266,6 +292,7 @@ class _Rows(NamedTuple):
     distortion: Tensor  # (N,)
     means: Tensor  # (N, 2, latent)
     kl: Tensor | None  # (N, latent)
+    spread: Tensor | None  # (N, latent), the prior's variance
 
     @classmethod
     def together(cls, lots: list[_Rows]) -> _Rows:
@@ -283,7 +310,7 @@ def _measure(vae: VAE, x: Tensor, y: Tensor | None, draws: int) -> _Rows:
         likelihood, _ = observed(vae.decode(some, y), seen, None)
         log_likelihood.append(likelihood.log_prob(seen).expand(some.shape[:-1]))
     distortion = -torch.cat(log_likelihood).double().mean(0)
-    return _Rows(z.movedim(0, 1), sampled.T, rate, distortion, _means(q), _kl_per_dimension(q, p))
+    return _Rows(z.movedim(0, 1), sampled.T, rate, distortion, _means(q), _kl_per_dimension(q, p), _spread(p, len(x)))
 
 
 def _means(q: Any) -> Tensor:
@@ -295,6 +322,14 @@ def _means(q: Any) -> Tensor:
         return torch.stack([q.mean, q.mean], 1).double()
     except NotImplementedError:
         return torch.stack([q.sample((100,)).mean(0) for _ in range(2)], 1).double()
+
+
+def _spread(p: Any, rows: int) -> Tensor | None:
+    """The variance of a prior over vectors (N, latent), where it says it."""
+    try:
+        return p.variance.double().expand(rows, -1)
+    except NotImplementedError:
+        return None
 
 
 def _kl_per_dimension(q: Any, p: Any) -> Tensor | None:
@@ -346,13 +381,14 @@ def _steadied(values: Tensor, sampled: Tensor, rate: Tensor) -> Tensor:
 
 
 def _variance(means: Tensor, groups: Tensor) -> Tensor:
-    """Var_x E_q[z] (latent,) within groups, from two means of every row."""
+    """Var_x E_q[z] (latent,) within groups, from two means of every row; NaN for groups of one."""
     total = means.new_zeros(means.shape[-1])
     for k in groups.unique():
         centred = means[(groups == k).to(means.device)]
         centred = centred - centred.mean(0)
         total += centred.prod(1).sum(0)
-    return total / max(1, len(means) - len(groups.unique()))
+    freedom = len(means) - len(groups.unique())
+    return total / freedom if freedom else torch.full_like(total, math.nan)
 
 
 def _line(text: str, mean: float, error: float) -> str:

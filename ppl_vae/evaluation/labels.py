@@ -31,7 +31,7 @@ from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError, PartError, check_positive
 from ..model import VAE
 from .aggregate import POINT, divergence, posterior
-from .leakage import prior_information, told_of_labels
+from .leakage import PRIOR_DRAWS, prior_information, told_of_labels
 from .likelihood import log_likelihood
 from .measuring import GREY, Report, mean_and_error, measuring, named, plain
 
@@ -67,31 +67,38 @@ class LabelUse(Report):
     def __getitem__(self, name: str) -> float:
         return self.terms[name][0]
 
-    @property
-    def _limit(self) -> float:
+    @staticmethod
+    def _limit(freedom: int) -> float:
         """How many standard errors are taken for a difference: a quantile of Student's, as these are of few rows."""
         from scipy.stats import t as student  # a second's import
 
-        return float(student.isf(_ALPHA / 2, self.rows - 1))
+        return float(student.isf(_ALPHA / 2, freedom))
 
     @property
     def finding(self) -> str:
         """Whether the decoder uses y, and whether z carries it."""
         drop, error = self.terms["drop"]
-        sure = drop > self._limit * error and drop > 1e-6
-        used = f"y is used: with a wrong label log p(x|y) falls by {drop:.2f} ± {error:.2f} nats"
-        unused = f"y is not seen to be used: a wrong label costs {drop:z.3f} ± {error:.3f} nats"
+        # A likelihood whose support ends can rule a label out.
+        sure = math.isinf(drop) or (abs(drop) > self._limit(self.rows - 1) * error and abs(drop) > 1e-6)
+        nats = f"{abs(drop):.2f} nats" if math.isinf(drop) else f"{abs(drop):.2f} ± {error:.2f} nats"
+        if not sure:
+            used = f"y is not seen to be used: a wrong label costs {drop:z.3f} ± {error:.3f} nats"
+        elif drop > 0:
+            used = f"y is used: with a wrong label log p(x|y) falls by {nats}"
+        else:
+            used = f"y is used, but with another label log p(x|y) rises by {nats}: are the labels permuted?"
         leak, error = self.terms["leakage"]
-        entropy, prior = self["entropy"], self["prior_information"]
-        beyond = leak - prior
-        if beyond <= self._limit * error or beyond <= 0.01 * entropy:
+        prior, prior_error = self.terms["prior_information"]
+        entropy, beyond = self["entropy"], leak - prior
+        limit = self._limit(min(self.rows - len(self.labels), PRIOR_DRAWS - 1)) * math.hypot(error, prior_error)
+        if beyond <= limit or beyond <= 0.01 * entropy:
             told = "more of y than the prior does" if prior > 0.01 * entropy else "anything of y"
             said = f"z is not seen to tell {told}"
         else:
             share = f"{leak:.2f} of the {entropy:.2f} nats of y"
             than = f", where the prior has {prior:.2f}" if prior > 0.01 * entropy else ": y leaks into z"
             said = f"z tells at least {share}{than}"
-        return f"{used if sure else unused}; {said}."
+        return f"{used}; {said}."
 
     def __str__(self) -> str:
         head = f"{self.rows} rows, {len(self.labels)} labels"
@@ -246,7 +253,7 @@ def label_use(
             "log_posterior": mean_and_error(log_posterior.T[right.T]),
             "drop": mean_and_error(drop),
             "kl": mean_and_error(kl),
-            "leakage": mean_and_error(told + entropy),
+            "leakage": (told.mean().item() + entropy, _error_within(told, y)),
             "leakage_accuracy": mean_and_error(told_right),
             "prior_information": mean_and_error(prior),
             "entropy": (entropy, exact),
@@ -257,6 +264,16 @@ def label_use(
         untrusted=(bad[right].double().mean().item(), bad[~right].double().mean().item()),
         density=getattr(vae.likelihood, "density", True),
     )
+
+
+def _error_within(values: Tensor, y: Tensor) -> float:
+    """The standard error of the mean of values (N,) where so many rows of every label are given.
+
+    What differs between labels is then no noise: of codes that tell nothing, log p(y) is all that a row says, and
+    H(y) is exactly what it is less.
+    """
+    squares = sum((of := values[y == label]).var().item() * len(of) for label in y.unique())
+    return math.sqrt(squares) / len(values)
 
 
 def label_classes(vae: VAE, asked: str) -> int:

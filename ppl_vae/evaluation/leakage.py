@@ -21,10 +21,10 @@ from torch import Tensor
 from ..model import VAE
 from .aggregate import log_density_sums
 
-__all__ = ["prior_information", "told_of_labels"]
+__all__ = ["PRIOR_DRAWS", "prior_information", "told_of_labels"]
 
 # How many draws of the prior for every label say how much it tells of y; no model is decoded for them.
-_PRIOR_DRAWS = 1000
+PRIOR_DRAWS = 1000
 
 
 def told_of_labels(vae: VAE, x: Tensor, y: Tensor, z: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ def _told(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def prior_information(vae: VAE, labels: Tensor, frequency: Tensor) -> Tensor:
     """Log p(z | y) − log p(z) of draws from the prior, whose mean is I(z; y): (draws,)."""
     p, told = vae.prior_given(labels), []
-    z, log_p_y = p.sample((_PRIOR_DRAWS,)), frequency.log()
+    z, log_p_y = p.sample((PRIOR_DRAWS,)), frequency.log()
     for k in range(len(labels)):
         every = p.log_prob(z[:, k : k + 1].expand_as(z)).double().cpu()
         told.append(every[:, k] - (every + log_p_y).logsumexp(-1))

@@ -32,7 +32,7 @@ from ..capture import CaptureWarning, TwoStages
 from ..devices import cuda_devices
 from ..errors import CaptureError, ConfigError, NonFiniteError, check_positive
 from ..model import VAE, Proposal
-from .measuring import GREY, Report, mean_and_error, measuring, plain
+from .measuring import GREY, SEEN, Report, mean_and_error, measuring, plain, share
 from .pareto import good_below, pareto_k, tail_length
 
 __all__ = ["LogLikelihood", "log_likelihood"]
@@ -53,13 +53,14 @@ class LogLikelihood(Report):
         values: (N,), log p̂.
         standard_error: (N,), of each by its weights' spread; NaN for one sample.
         ess: (N,), how many equally good samples the weights are worth, of ``samples``.
-        pareto_k: (N,), k̂; NaN for fewer than 25 samples.
+        pareto_k: (N,), k̂; NaN for samples too few to have a tail, 20 or fewer.
         samples: how many each is the mean of.
         curve: (points, N), the same after the first 1, 2, 5, 10, ... samples.
         points: after how many.
         proposal: where z was drawn from.
         bits: of a dimension, what a nat of a row is worth, where a dimension is one of 256 levels; else None.
         density: whether p is one.
+        seen: the share of the pixels that are seen, of which alone this is the likelihood; None without a mask.
     """
 
     values: Tensor
@@ -72,6 +73,7 @@ class LogLikelihood(Report):
     proposal: str = "encoder"
     bits: float | None = None
     density: bool = True
+    seen: float | None = None
 
     @property
     def mean(self) -> float:
@@ -121,6 +123,8 @@ class LogLikelihood(Report):
         lines.append(f"{'Pareto k̂: median, largest':40s} {k.median():10.2f} {k.max():11.2f}")
         steps = [f"{n}: {-row.mean():.3f}" for n, row in zip(self.points, self.curve, strict=True)]
         lines.append("by number of samples  " + "  ".join(steps))
+        if self.seen is not None:
+            lines.append(SEEN.format(self.seen))
         if not self.density:
             lines.append(GREY)
         return "\n".join(lines if (warning := self.warning()) is None else [*lines, f"warning: {warning}"])
@@ -133,6 +137,7 @@ class LogLikelihood(Report):
                 "samples": self.samples,
                 "proposal": self.proposal,
                 "density": self.density,
+                "seen": self.seen,
                 "unit": "nats per datum",
                 "log_prob": {
                     "mean": self.mean,
@@ -172,7 +177,7 @@ def log_likelihood(
             in the place of the others.
         samples: of z for a row; exactly so many.
         proposal: what z is drawn from: q(z | x, y), p(z | y), or x (n, *x_shape) → a distribution of your own, batch
-            shape (n,).
+            shape (n,); with a mask, x has zeros where it is not seen.
         memory: how many numbers are held at a time, whatever ``samples`` is: of decoded x, of the widest layer on the
             way there, or of the components of a mixture at z. By default 2²² (16 MB in float32), on CUDA 2²⁸.
         capture: "off" runs the model as it is; "graph" records it once and replays it; "inductor" compiles that;
@@ -247,6 +252,7 @@ def log_likelihood(
         proposal if isinstance(proposal, str) else "a function of x",
         bits=1 / (math.log(2) * x[0].numel()) if levels == 256 and mask is None else None,
         density=getattr(vae.likelihood, "density", True),
+        seen=share(mask),
     )
 
 
@@ -329,7 +335,7 @@ class Estimator:
         self, samples: int, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None
     ) -> Iterator[Tensor]:
         y = self.y if y is None else y
-        return self.vae.log_weights(x, y, samples, mask, proposal=self.proposal, memory=self.memory)
+        return self.vae.log_weights(x, y, samples, mask=mask, proposal=self.proposal, memory=self.memory)
 
 
 class _Sums:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..devices import seeded
 from ..model import VAE
 
-__all__ = ["GREY", "Report", "mean_and_error", "measuring", "named", "plain"]
+__all__ = ["GREY", "SEEN", "Report", "mean_and_error", "measuring", "named", "plain", "share"]
 
 
 class Report:
@@ -62,6 +62,17 @@ def plain(value: Any) -> Any:
 
 # What stands under every table of a model whose likelihood is none.
 GREY = "grey values under a Bernoulli: not a density"
+SEEN = "of what is seen, {:.1%} of the pixels, and not of all of x"
+
+
+def share(mask: Tensor | None) -> float | None:
+    """Return how much of a mask is True; None for none.
+
+    Example:
+        >>> share(torch.tensor([[True, False]])), share(None)
+        (0.5, None)
+    """
+    return None if mask is None else mask.double().mean().item()
 
 
 def named(terms: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:

@@ -172,9 +172,9 @@ def quality(
         order = order[y_test[order].argsort(stable=True)] if conditional else order
         halves = real.features[order[::2]], real.features[order[1::2]]
     labels, hit = y_test.unique(), (real.labels == y_test).double()
-    # Without a label to ask for, a sample belongs to the one that is seen.
-    of = y_test if conditional else fake.labels
-    diversity = _diversity(fake.features, of, labels) / _diversity(real.features, y_test, labels)
+    # Without a label to ask for, a sample belongs to the one that is seen, and so does what it is compared with.
+    of = (y_test, y_test) if conditional else (fake.labels, real.labels)
+    diversity = _diversity(fake.features, of[0], labels) / _diversity(real.features, of[1], labels)
     terms, other, by_label = {}, {"accuracy": mean_and_error(hit)}, {"diversity": diversity}
     if conditional:
         seen = (fake.labels == y_test).double()
@@ -182,7 +182,10 @@ def quality(
         by_label |= {"accuracy": _means_of(seen, y_test, labels), "real_accuracy": _means_of(hit, y_test, labels)}
     else:
         shares = [f.labels.bincount(minlength=judge.classes).double() / len(y_test) for f in (fake, real)]
-        terms["label_entropy"], other["label_entropy"] = ((_entropy(share).item(), math.nan) for share in shares)
+        # The entropy of the frequencies of N draws is too low by about this much (Miller, 1955).
+        too_low = (int((shares[0] > 0).sum()) - 1) / (2 * len(y_test))
+        terms["label_entropy"] = _entropy(shares[0]).item() + too_low, math.nan
+        other["label_entropy"] = _entropy(shares[1]).item(), math.nan
         by_label |= {"share": shares[0][labels], "real_share": shares[1][labels]}
     terms["doubt"], other["doubt"] = (mean_and_error(_entropy(f.probs)) for f in (fake, real))
     terms["diversity"], other["diversity"] = (diversity.nanmean().item(), math.nan), (1.0, math.nan)

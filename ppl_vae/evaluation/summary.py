@@ -21,7 +21,7 @@ from ..model import VAE
 from ..model.masking import given
 from ..objectives import elbo_terms
 from .likelihood import LogLikelihood, log_likelihood
-from .measuring import GREY, Report, mean_and_error, measuring, named, plain
+from .measuring import GREY, SEEN, Report, mean_and_error, measuring, named, plain, share
 from .pareto import good_below
 
 __all__ = ["Evaluation", "evaluate"]
@@ -48,6 +48,7 @@ class Evaluation(Report):
         pareto_k: (N,), k̂ of these, which is known of an evaluation read from a file, too.
         discrete: whether p(x | z, y) is a probability of values that x can take, and no density; None where that is not
             known.
+        seen: the share of the pixels that are seen, of which alone all of this is; None without a mask.
     """
 
     values: Mapping[str, Tensor]
@@ -56,6 +57,7 @@ class Evaluation(Report):
     likelihood: LogLikelihood | None = None
     pareto_k: Tensor | None = None
     discrete: bool | None = None
+    seen: float | None = None
 
     @property
     def rows(self) -> int:
@@ -79,6 +81,8 @@ class Evaluation(Report):
         names = _NAMES | {"neg_log_prob": f"−log p(x|y), {self.samples} samples"}
         lines = [f"{f'{self.rows} rows, nats per datum':36s} {'mean':>10s} {'std. error':>11s}"]
         lines += [f"{names[name]:36s} {mean:10.3f} {error:11.3f}" for name, (mean, error) in self.terms.items()]
+        if self.seen is not None:
+            lines.append(SEEN.format(self.seen))
         if not self.density:
             lines.append(GREY)
         warning = None if self.likelihood is None else self.likelihood.warning()
@@ -92,6 +96,7 @@ class Evaluation(Report):
                 "samples": self.samples,
                 "density": self.density,
                 "discrete": self.discrete,
+                "seen": self.seen,
                 "unit": "nats per datum",
                 **named(self.terms),
                 **({} if self.likelihood is None else {"likelihood": self.likelihood.to_dict()}),
@@ -126,7 +131,8 @@ def evaluate(
 
     Returns:
         ``neg_elbo``, ``reconstruction``, ``kl`` and ``neg_log_prob``, of which a model whose encoder gives a point has
-        the reconstruction alone; and ``bits_per_dim``, −log₂ p(x|y) / D, where a pixel is one of 256 levels.
+        the reconstruction alone; and ``bits_per_dim``, −log₂ p(x|y) / D, where a pixel is one of 256 levels and all are
+        seen.
 
     Example:
         >>> print(evaluate(pv.ae((4,), 2), torch.zeros(8, 4)).terms.keys())
@@ -134,13 +140,15 @@ def evaluate(
     """
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
     vae.check(x, y, mask)
-    x, y, mask = torch.as_tensor(x), *(None if t is None else torch.as_tensor(t) for t in (y, mask))
+    x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+    mask = vae._mask(x, mask)
     every = y is None or not vae.per_row(y)
     chunks = []
     with measuring(vae, seed, "evaluate"):
         # A point has no density to weigh against the prior's.
-        seen = None if mask is None else mask[:1]
-        q = vae.encode(given(vae.encoder, x[:1], seen), y if every else y[:1])
+        first = x[:1].to(vae._beta)
+        seen = vae._mask(first, None if mask is None else mask[:1])
+        q = vae.encode(given(vae.encoder, first, seen), y if every else y[:1])
         point = vae.prior is None or is_point(q)
         discrete = bool(vae.decode(q.sample(), y if every else y[:1]).support.is_discrete)
         # No more decoded numbers at a time than log p takes.
@@ -152,7 +160,7 @@ def evaluate(
     reconstruction, kl = (torch.cat(column).double().cpu() for column in zip(*chunks, strict=True))
     density = getattr(vae.likelihood, "density", True)
     if point:
-        return Evaluation({"reconstruction": reconstruction}, samples, density, discrete=discrete)
+        return Evaluation({"reconstruction": reconstruction}, samples, density, discrete=discrete, seen=share(mask))
     found = log_likelihood(vae, x, y, mask, samples=samples, seed=seed, progress=progress)
     values = {
         "neg_elbo": reconstruction + kl,
@@ -162,4 +170,4 @@ def evaluate(
     }
     if found.bits is not None:
         values["bits_per_dim"] = -found.bits * found.values
-    return Evaluation(values, samples, density, found, found.pareto_k, discrete)
+    return Evaluation(values, samples, density, found, found.pareto_k, discrete, found.seen)

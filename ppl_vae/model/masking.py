@@ -6,6 +6,7 @@ r"""Pixels that are not seen take no part in anything, whatever stands in their 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..distributions import as_pyro, inside
 from ..errors import PartError, ShapeError
 
-__all__ = ["given", "observed"]
+__all__ = ["filled", "given", "observed", "seen_alone"]
 
 
 def given(encoder: Any, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -27,7 +28,7 @@ def given(encoder: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return x
-    x = _filled(x, mask)
+    x = filled(x, mask)
     return torch.cat([x, mask.to(x)], -len(encoder.x_shape)) if getattr(encoder, "sees_mask", False) else x
 
 
@@ -45,10 +46,20 @@ def observed(p: Any, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor
     if x is None or mask is None:
         return p, x
     p = _only_seen(p, mask)
-    return p, _filled(x, mask, inside(p.support))
+    return p, filled(x, mask, inside(p.support))
 
 
-def _filled(x: Tensor, mask: Tensor, fill: Any = 0.0) -> Tensor:
+def seen_alone(x: Tensor, mask: Tensor) -> Tensor:
+    """X for a check of its values: in the place of a pixel that is not seen, the middle of where it is in other rows.
+
+    Of a pixel that no row has seen it is the middle of all.
+    """
+    seen = torch.where(mask, x, math.nan)
+    middle = seen.nanmedian(0).values
+    return torch.where(mask, x, torch.where(middle.isnan(), seen.nanmedian(), middle).to(x.dtype))
+
+
+def filled(x: Tensor, mask: Tensor, fill: Any = 0.0) -> Tensor:
     """X with unseen entries filled in, NaN included; they reach neither a value nor a gradient."""
     return torch.where(mask, x, torch.as_tensor(fill, dtype=x.dtype, device=x.device))
 

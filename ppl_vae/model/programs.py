@@ -39,7 +39,7 @@ from .checks import (
     check_together,
     given_by,
 )
-from .masking import given, observed
+from .masking import given, observed, seen_alone
 
 __all__ = ["NO_PRIOR", "Programs"]
 
@@ -420,13 +420,13 @@ class Programs(nn.Module):
             check_finite(y, "y")
 
     def _seen(self, x: Any, mask: Any) -> Tensor:
-        """X, in which a pixel that is seen stands for those that are not."""
+        """X, in which values that are seen stand for those that are not."""
         x, mask = as_tensor(x), self._mask(as_tensor(x), mask)
         if mask is None:
             return x
         if not mask.any():
-            raise DataError("mask: expected some pixels that are seen (True), got none")
-        return torch.where(mask, x, x[mask][0])
+            raise DataError("mask: expected at least one pixel that is seen (True), got none")
+        return seen_alone(x, mask)
 
     def _check_one_batch(self, y: Tensor) -> None:
         shape = getattr(self.condition, "y_shape", None)

@@ -20,7 +20,7 @@ from ..errors import ConfigError, NoDensityError, check_positive
 from ..networks import widest
 from ..parts import Unconditional
 from .checks import check_latent, check_pair, check_rows, check_spheres
-from .masking import given, observed
+from .masking import filled, given, observed
 from .programs import NO_PRIOR, Programs
 
 __all__ = ["VAE", "Proposal"]
@@ -246,8 +246,8 @@ class VAE(Programs):
         x: Any,
         y: Any = None,
         samples: int = 1000,
-        mask: Any = None,
         *,
+        mask: Any = None,
         proposal: Proposal = "encoder",
         memory: int | None = None,
     ) -> Iterator[Tensor]:
@@ -262,6 +262,7 @@ class VAE(Programs):
             samples: how many draws of z in all.
             mask: True where a pixel is seen, of the shape of x: x is then what is seen of it, in all of these.
             proposal: where z is drawn from; a function of x (N, *x_shape) returns a distribution, batch shape (N,).
+                With a mask it is given zeros for what is not seen.
             memory: how many numbers are held at a time, of decoded x or of what is wider on the way there
                 (:meth:`numbers`); by default 2²², 16 MB.
 
@@ -291,7 +292,7 @@ class VAE(Programs):
         x = self._tensor(x)
         p = self.prior_given(y)
         if callable(proposal):
-            q = as_pyro(proposal(given(self.encoder, x, mask))).expand(x.shape[:1])
+            q = as_pyro(proposal(x if mask is None else filled(x, mask))).expand(x.shape[:1])
         elif proposal in ("encoder", "prior"):
             q = self.encode(given(self.encoder, x, mask), y) if proposal == "encoder" else p
             # An encoder that ignores x may give one distribution for all rows.
@@ -319,7 +320,7 @@ class VAE(Programs):
             yield z, ratio + likelihood.log_prob(seen)
 
     @torch.no_grad()
-    def log_prob(self, x: Any, y: Any = None, samples: int = 1000, mask: Any = None) -> Tensor:
+    def log_prob(self, x: Any, y: Any = None, samples: int = 1000, *, mask: Any = None) -> Tensor:
         r"""Estimate log p(x | y) by importance sampling, :math:`\log \frac1S \sum_s w_s`.
 
         A stochastic lower bound: its expectation grows with ``samples`` towards log p(x | y). With a mask it is that
@@ -337,7 +338,7 @@ class VAE(Programs):
         """
         self.check(x, y, mask)
         total = torch.tensor(-math.inf, dtype=torch.float64, device=self._beta.device)
-        for log_w in self.log_weights(x, y, samples, mask):
+        for log_w in self.log_weights(x, y, samples, mask=mask):
             total = torch.logaddexp(total, log_w.double().logsumexp(0))
         return (total - math.log(samples)).to(self._beta.dtype)
 

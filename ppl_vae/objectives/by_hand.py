@@ -161,6 +161,7 @@ def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1, mask: Tensor |
         Two tensors (N,), nats.
     """
     x = torch.as_tensor(x).to(vae._beta)
+    mask = vae._mask(x, mask)
     q = _encode(vae, x, y, mask)
     # What ignores x, or z, may give one for all rows, or for all draws.
     q = q if q.batch_shape else q.expand(vae._rows(x))

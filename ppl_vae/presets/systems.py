@@ -98,6 +98,7 @@ def vae(
         ) from error
     shared |= {"shift": low, "scale": (high - low) or 1.0}
     if levels is not None:
+        check_positive(levels=levels)
         if levels < 2:
             raise ConfigError(f"levels: expected two values or more, 0 … levels − 1, got {levels}")
         shared |= {"total_count": levels - 1, "levels": levels}

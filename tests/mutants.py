@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant(
         "the encoder is shown what is unseen",
         "model/masking.py",
-        "x = _filled(x, mask)\n    return torch.cat",
+        "x = filled(x, mask)\n    return torch.cat",
         "return torch.cat",
         "test_model.py::test_unseen_values_reach_neither_loss_nor_gradients",
     ),
@@ -319,6 +319,41 @@ MUTANTS = [
         "z, loc, scale = z.double(), loc.double(), scale.double()",
         "z, loc, scale = z.float(), loc.float(), scale.float()",
         "test_densities.py::test_components_that_all_rows_share_are_compared_by_products",
+    ),
+    Mutant(
+        "what z tells of y is held against its own error alone, and not the prior's",
+        "evaluation/labels.py",
+        "* math.hypot(error, prior_error)",
+        "* error",
+        "test_labels.py::test_the_priors_draws_have_an_error_too",
+    ),
+    Mutant(
+        "an error that takes what labels differ by for noise",
+        "evaluation/labels.py",
+        '"leakage": (told.mean().item() + entropy, _error_within(told, y)),',
+        '"leakage": mean_and_error(told + entropy),',
+        "test_labels.py::test_what_two_labels_have_in_common_is_no_noise",
+    ),
+    Mutant(
+        "samples that are less diverse for a judge that errs",
+        "evaluation/quality.py",
+        "of = (y_test, y_test) if conditional else (fake.labels, real.labels)",
+        "of = (y_test, y_test) if conditional else (fake.labels, y_test)",
+        "test_quality.py::test_a_judge_that_errs_makes_no_model_less_diverse",
+    ),
+    Mutant(
+        "dimensions that are used whatever the prior's scale",
+        "evaluation/diagnostics.py",
+        "moving = self.variance > _ACTIVE * torch.where(scale.isfinite() & (scale > 0), scale, 1.0)",
+        "moving = self.variance > _ACTIVE",
+        "test_diagnostics.py::test_what_is_used_goes_by_the_priors_scale",
+    ),
+    Mutant(
+        "an audit that calls wrong what a few draws say",
+        "evaluation/audit.py",
+        "if not all(row.ok for row in tested):",
+        "if False:",
+        "test_audit.py::test_a_skewed_gradient_is_no_error",
     ),
     # Labels that are missing, training, evaluation
     Mutant(

@@ -22,7 +22,8 @@ def dimensions(kl: Any, variance: Any = None, *, threshold: float = 0.01, title:
     Arguments:
         kl: `(L,)`, the mean KL(q ‖ p) of each dimension, in nats.
         variance: `(L,)`, the variance over the data of each posterior mean.
-        threshold: A dimension with no more variance than this is not used.
+        threshold: A dimension with no more variance than this is not used. Under a prior of another scale than one,
+            give ``found.variance / found.prior_variance``.
 
     Raises:
         DataError: If a number is not finite.

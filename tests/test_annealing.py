@@ -36,7 +36,7 @@ def weights(start, classes, rows, seed, chains=8):
     truth = Ppca(classes, strengths=strengths)
     vae = truth.vae(0.3, 1.2)
     x, y, z = simulate(vae, rows, labels(truth, rows), seed=seed)
-    options = {"temperatures": temperatures, "chains": chains, "leapfrog": 3}
+    options = {"temperatures": temperatures, "chains": chains, "leapfrog": 2}
     found = bounds(vae, x, y, z=z, start=start, seed=seed, **options)
     exact = truth.log_prob(x, y)
     return (found.lower - exact).exp(), (exact - found.upper).exp()
@@ -60,17 +60,17 @@ def test_weights_are_unbiased(start, classes, seed):
 
 
 @pytest.mark.fresh
-@pytest.mark.parametrize(("start", "classes"), [("prior", 0), ("encoder", 3)])
-def test_the_bracket(start, classes, seed):
+@pytest.mark.parametrize(("start", "classes", "leapfrog"), [("prior", 0, 2), ("encoder", 3, 1)])
+def test_the_bracket(start, classes, leapfrog, seed):
     """200 simulated x, 200 temperatures: the mean gap is not negative but by chance, and it is small.
 
-    It is 0.01 with a standard error of 0.013 (from the prior; 0.000 and 0.004 from the encoder): 0.1 nat is seven of
+    It is 0.01 with a standard error of 0.013 (from the prior; 0.007 and 0.006 from the encoder): 0.1 nat is seven of
     them away. That of a row's log mean is off by 6%, at one standard deviation, from what it is over the rows.
     """
     truth = Ppca(classes)
     vae = truth.vae(0.3, 1.5)
     x, y, z = simulate(vae, 200, labels(truth, 200), seed=seed)
-    found = bounds(vae, x, y, z=z, chains=8, leapfrog=2, start=start, seed=seed)
+    found = bounds(vae, x, y, z=z, chains=8, leapfrog=leapfrog, start=start, seed=seed)
     mean, error = found.gap
     print(found)
     assert error < 0.02

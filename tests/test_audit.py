@@ -410,8 +410,8 @@ def failed(audit, what):
 def test_the_control_passes(seed):
     """None of the hooks used: the programs are those of the library, and α = 1e-6 is the chance of a failure."""
     vae = cvae(NotBroken, beta=2.0)
-    objectives = [*exact(), Trace_ELBO(), DReG(3), STL()]
-    assert pv.audit(vae, *rows(vae), objectives=objectives, particles=20, seed=seed).passed
+    assert pv.audit(vae, *rows(vae), objectives=exact(), particles=2, seed=seed).passed
+    assert pv.audit(vae, *rows(vae), objectives=[Trace_ELBO(), DReG(3), STL()], particles=30, seed=seed).passed
 
 
 @pytest.mark.parametrize("cls", BROKEN)

@@ -362,7 +362,7 @@ class Shared(nn.Module):
         return vae.double(), None, [self.m, self.log_s, self.W]
 
 
-def gradients(objective, kind, beta=1.0, rows=40_000):
+def gradients(objective, kind, beta=1.0, rows=20_000):
     """(rows, numbers): one estimate of the gradient a row, all at the same parameters and the same x."""
     x, _ = Ppca(seed=3).draw(1)
     vae, y, parameters = getattr(Shared(x, rows), kind)()
@@ -382,7 +382,7 @@ CASES = [("free", 1.0), ("free", 0.3), ("condition", 1.0), ("condition", 2.5), (
 @pytest.mark.fresh
 @pytest.mark.parametrize(("kind", "beta"), CASES)
 def test_dreg_has_the_mean_of_iwaes_gradient(kind, beta):
-    """Two-sample z over all parameters, 40,000 gradients each at k = 4, α shared by all cases.
+    """Two-sample z over all parameters, 20,000 gradients each at k = 4, α shared by all cases.
 
     Its power is in the test after this one.
     """

@@ -99,6 +99,8 @@ RESNET = {"name": "ResNet", "channels": [2, 3], "blocks": 1, "activation": "elu"
 BOX = {"distribution": "MultivariateNormal", "args": [[0.5, 0.0], [[1.0, 0.3], [0.3, 0.5]]]}
 SMALL = {"name": "Gaussian", "hidden": [8]}
 SMALL_FLOW = {"name": "Flow", "hidden": [8], "outputs": 4, "flow": {"name": "MAF", "transforms": 1}}
+# Its inverse is by bisection, the dearest of all flows: with a context as a prior, without one as an encoder.
+SMALL_BPF = {"name": "BPF", "transforms": 1, "hidden_features": [8]}
 SMALL_CHAIN = {"name": "Chain", "first": SMALL, "second": SMALL}
 SPHERICAL = {"name": "PowerSpherical", "hidden": [8]}
 # Of measure zero in the plane, so no density there; tests/test_densities.py has theirs.
@@ -137,7 +139,7 @@ PRIORS = {
     ),
     "NSF": named("NSF", transforms=1, hidden_features=[8]),
     "MAF": named("MAF", transforms=2, hidden_features=[8], randperm=True),
-    "BPF": named("BPF", transforms=1, hidden_features=[8]),
+    "BPF": named("BPF", contexts=(CLASSES,), transforms=1, hidden_features=[8]),
     "NICE": named("NICE", needs_numbers=True, transforms=2, hidden_features=[8]),
     "GMM": named("GMM", needs_numbers=True, components=3),
     "CNF": named("CNF", needs_numbers=True, hidden_features=[4], freqs=1, atol=1e-3, rtol=1e-3),
@@ -238,7 +240,7 @@ ENCODERS = {
     "Mixture": named("Mixture", hidden=[8], components=2),
     "Flow": named("Flow", hidden=[8], outputs=4),
     "Flow NSF": named("Flow", hidden=[8], outputs=4, flow={"name": "NSF", "transforms": 1, "bins": 4}),
-    "Flow BPF": named("Flow", hidden=[8], outputs=4, flow={"name": "BPF", "transforms": 1, "hidden_features": [8]}),
+    "Flow BPF": named("Flow", contexts=(0,), hidden=[8], outputs=4, flow=SMALL_BPF),
     "Flow NICE": named("Flow", needs_numbers=True, hidden=[8], outputs=4, flow="NICE"),
     "PowerSpherical": named("PowerSpherical", hidden=[8], beside={"prior": "Sphere"}),
     "Chain": named("Chain", first=SMALL, second=SMALL_FLOW),

@@ -303,8 +303,7 @@ def test_few_rows_at_a_time_where_memory_is_small():
     assert max(most) == 10
 
 
-@pytest.mark.fresh
-@pytest.mark.parametrize("capture", ["off", "graph"])
+@pytest.mark.parametrize("capture", [pytest.param("off", marks=pytest.mark.fresh), "graph"])
 def test_a_proposal_of_ones_own(capture, seed):
     """Unbiased whatever it is, and exact if it is the posterior; 20 rows at 4,000 draws, α in all."""
     truth = Ppca()

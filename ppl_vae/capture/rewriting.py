@@ -69,10 +69,12 @@ def _one_logarithm(node: Node) -> None:
         return
     with node.graph.inserting_before(node):
         new = node.graph.call_function
-        linear = new(aten.sub.Tensor, (new(aten.mul.Tensor, (logits, value)), new(aten.relu.default, (logits,))))
+        inner = new(aten.mul.Tensor, (logits, value))
+        linear = new(aten.sub.Tensor, (inner, new(aten.relu.default, (logits,))))
         factor = new(aten.exp.default, (new(aten.neg.default, (new(aten.abs.default, (logits,)),)),))
-        factor = new(aten.add.Tensor, (factor, 1))
-        # Both over the same dimension, so that one pass over the logits does for both.
+        # A 1 that has looked at x: the sum and the product become one loop, with one pass over the logits, only where
+        # both read the same.
+        factor = new(aten.add.Tensor, (factor, new(aten.clamp.default, (inner, 1, 1))))
         linear, factor = (new(aten.reshape.default, (v, [*batch, factors, abreast])) for v in (linear, factor))
         linear, product = new(aten.sum.dim_IntList, (linear, [-2])), new(aten.prod.dim_int, (factor, -2))
         total = new(aten.sub.Tensor, (linear, new(aten.log.default, (product,))))

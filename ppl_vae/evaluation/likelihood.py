@@ -41,6 +41,8 @@ Backend = Literal["auto", "off", "graph", "inductor"]
 
 # Rows whose samples are drawn side by side. Few, as each then has many samples a chunk.
 _ROWS = 64
+# How many weights are summed at a time, or more.
+_TOGETHER = 2**16
 # How many decoded numbers it takes until a recording, and a compilation, has paid for itself.
 _WORTH_RECORDING, _WORTH_COMPILING = 2e8, 4e9
 
@@ -343,13 +345,21 @@ class _Sums:
 
     def __init__(self, rows: int, samples: int, points: tuple[int, ...], device: torch.device) -> None:
         self.samples, self.points, self.seen = samples, points, 0
+        self.waiting: list[Tensor] = []
         nothing = torch.full((rows,), -math.inf, dtype=torch.float64, device=device)
         self.first, self.second = nothing, nothing
         self.largest = nothing.expand(0, rows)
         self.curve: list[Tensor] = []
 
     def add(self, log_w: Tensor) -> None:
-        log_w = log_w.double()
+        self.waiting.append(log_w)
+        # Few at a time would cost more here than their decoding.
+        if sum(map(torch.numel, self.waiting)) >= _TOGETHER:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        log_w = torch.cat(self.waiting).double()
+        self.waiting.clear()
         end, start = self.seen + len(log_w), 0
         for point in self.points:
             if self.seen < point <= end:
@@ -367,6 +377,8 @@ class _Sums:
         self.largest = top.topk(keep, 0, sorted=False).values
 
     def result(self) -> tuple[Tensor, ...]:
+        if self.waiting:
+            self._reduce()
         # Where all weights are zero, so is what they are worth.
         ess = (2 * self.first - self.second).exp().nan_to_num(0.0)
         S = self.samples

@@ -20,12 +20,13 @@ from . import (
 from .checkpoint import load, save
 from .conditions import OneHot
 from .evaluation import audit, evaluate
+from .history import History
 from .model import VAE
 from .parts import Chain, Part, Unconditional
 from .posthoc import fit_prior
 from .presets import ae, cvae, vae
 from .semisupervised import SemiSupervised
-from .training import History, fit
+from .training import fit
 
 __all__ = [
     "VAE",

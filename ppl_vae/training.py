@@ -16,7 +16,7 @@ import numbers
 import operator
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -34,42 +34,15 @@ from .batches import Batches
 from .capture import Backend, CapturedSVI, Watch
 from .devices import cuda_devices, find_device, seed_all, seeded
 from .errors import ConfigError, DataError, NonFiniteError, PartError, check_positive
+from .history import History
 from .model import VAE
 from .objectives import Trace_ELBO, elbo_terms
 from .state import folders, restore, set_weights, store, weights
 
-__all__ = ["History", "fit"]
+__all__ = ["fit"]
 
 Schedule = float | Callable[[int], float]
 READ_ONCE = "expected batches in every epoch, got a DataLoader with none left: it can be read only once"
-
-
-class History(list[dict[str, Any]]):
-    """One dict an epoch: ``loss``, as minimised; ``neg_elbo`` = ``reconstruction`` + ``kl``, at β = 1; and others.
-
-    All are exact means over the epoch's data, in nats per datum. ``info`` holds the settings of the run.
-
-    Example:
-        >>> history = History([{"epoch": 1, "neg_elbo": 30.0}, {"epoch": 2, "neg_elbo": 25.0}])
-        >>> history.column("neg_elbo")
-        [30.0, 25.0]
-    """
-
-    def __init__(self, rows: Iterable[dict[str, Any]] = (), info: dict[str, Any] | None = None) -> None:
-        super().__init__(rows)
-        self.info = info or {}
-
-    def __repr__(self) -> str:
-        if not self:
-            return "History of no epochs"
-        last = self[-1]
-        names = {"neg_elbo": "−ELBO", "valid_neg_elbo": "on valid"}
-        told = ", ".join(f"{word} {last[name]:.3f}" for name, word in names.items() if name in last)
-        return f"History of {len(self)} epoch{'s' * (len(self) > 1)}, the last: {told} nats"
-
-    def column(self, name: str) -> list[Any]:
-        """Return one value an epoch, None where an epoch lacks it."""
-        return [row.get(name) for row in self]
 
 
 def fit(
@@ -248,7 +221,7 @@ def fit(
             _meet(vae, steps, shapes)
             if resume is not None:
                 best = restore(resume, vae, steps, history)
-                if patience is not None and (best and best[0]) != _best_epoch(history, last_beta):
+                if patience is not None and (best and best[0]) != history.best_epoch(last_beta):
                     raise ConfigError(
                         f"patience: {resume} was written without it at times, or for another β, and has not kept the "
                         "best model: resume without patience, or train anew with it"
@@ -270,7 +243,7 @@ def fit(
                     if validation is not None:
                         row |= _validate(vae, validation, seed)
                     history.append(row)
-                    if patience is not None and _best_epoch(history, last_beta) == epoch:
+                    if patience is not None and history.best_epoch(last_beta) == epoch:
                         best = epoch, {k: v.clone() for k, v in weights(vae, steps).items()}
                     if checkpoint is not None:
                         store(checkpoint, vae, steps, history, best)
@@ -307,16 +280,6 @@ def _schedule(name: str, value: Schedule) -> Callable[[int], float]:
 
     at(1)
     return at
-
-
-def _best_epoch(history: History, beta: float) -> int | None:
-    """The first epoch of the least loss on validation data at this β."""
-    losses = {
-        row["epoch"]: row["valid_reconstruction"] + beta * row["valid_kl"]
-        for row in history
-        if "valid_reconstruction" in row
-    }
-    return min(losses, key=losses.__getitem__) if losses else None
 
 
 def _described(vae: VAE) -> dict[str, Any] | None:

@@ -350,7 +350,7 @@ MUTANTS = [
     ),
     Mutant(
         "an audit that calls wrong what a few draws say",
-        "evaluation/audit.py",
+        "evaluation/pairs.py",
         "if not all(row.ok for row in tested):",
         "if False:",
         "test_audit.py::test_a_skewed_gradient_is_no_error",

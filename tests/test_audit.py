@@ -25,7 +25,7 @@ import ppl_vae as pv
 from ppl_vae import presets
 from ppl_vae.distributions import as_pyro, zuko
 from ppl_vae.errors import ConfigError, LabelError, PartError
-from ppl_vae.evaluation.audit import _Pair
+from ppl_vae.evaluation.pairs import Pair
 from ppl_vae.objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
 
 SHAPE, FEATURES, CLASSES = (6,), 2, 3
@@ -673,14 +673,14 @@ def test_false_alarms_are_as_rare_as_it_says(monkeypatch):
     vae = cvae(beta=2.0)
     x, y = rows(vae)
     options = {"objectives": [Trace_ELBO()], "particles": 8, "alpha": 0.1}
-    tested, first = _Pair._tested, []
+    tested, first = Pair._tested, []
 
     def recorded(self, ours, *rest):
         rows = tested(self, ours, *rest)
         first.extend([all(row.ok for row in rows)] if len(ours) == 8 else [])
         return rows
 
-    monkeypatch.setattr(_Pair, "_tested", recorded)
+    monkeypatch.setattr(Pair, "_tested", recorded)
     passed = [pv.audit(vae, x, y, seed=seed, **options).passed for seed in range(20)]
     alarms = len(first) - sum(first)
     print(f"{alarms} of 20 at alpha = 0.1, {20 - sum(passed)} after more draws")
@@ -692,8 +692,8 @@ def test_false_alarms_are_as_rare_as_it_says(monkeypatch):
 @pytest.mark.parametrize("seed", [8, 14])
 def test_a_skewed_gradient_is_no_error(seed, monkeypatch):
     """Counts whose rates are exp(w·z) with large w: of 100 draws of DReG's gradient, t passes the limit in these."""
-    draws, tested = [], _Pair._tested
-    monkeypatch.setattr(_Pair, "_tested", lambda self, *a: draws.append(tested(self, *a)) or draws[-1])
+    draws, tested = [], Pair._tested
+    monkeypatch.setattr(Pair, "_tested", lambda self, *a: draws.append(tested(self, *a)) or draws[-1])
     torch.manual_seed(seed)
     vae = pv.vae((4,), 2, likelihood="Poisson", hidden=())
     with torch.no_grad():

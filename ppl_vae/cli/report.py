@@ -28,8 +28,8 @@ from ..evaluation import (
     simulate,
 )
 from ..evaluation.pareto import good_below
+from ..history import History
 from ..model import VAE, density_numbers
-from ..training import History
 from .files import described, write_evaluation
 
 __all__ = [

@@ -17,9 +17,9 @@ from ..checkpoint import load
 from ..devices import find_device, seeded
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluation import audit, compare, evaluate
+from ..history import History
 from ..model import VAE
 from ..state import has_state
-from ..training import History
 from .files import described, fingerprint, read_evaluation, write_arrays, write_evaluation, write_json
 from .parsing import parse, parser_of
 from .report import (

@@ -19,10 +19,11 @@ from .. import data, presets
 from ..checkpoint import save
 from ..devices import seeded
 from ..errors import ConfigError, PplVaeError
+from ..history import History
 from ..model import VAE
 from ..objectives import warmup
 from ..state import has_state
-from ..training import History, fit
+from ..training import fit
 from .files import fingerprint
 from .parsing import parse, parser_of
 from .report import PICTURES, draw, report

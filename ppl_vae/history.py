@@ -1,0 +1,49 @@
+r"""The history of a training: what every epoch came to.
+
+.. math:: -\mathrm{ELBO} = \underbrace{-\mathbb{E}_q[\log p(x \mid z, y)]}_{\texttt{reconstruction}}
+    + \underbrace{\mathrm{KL}(q(z \mid x, y) \,\|\, p(z \mid y))}_{\texttt{kl}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["History"]
+
+
+class History(list[dict[str, Any]]):
+    """One dict an epoch: ``loss``, as minimised; ``neg_elbo`` = ``reconstruction`` + ``kl``, at β = 1; and others.
+
+    All are exact means over the epoch's data, in nats per datum. ``info`` holds the settings of the run.
+
+    Example:
+        >>> history = History([{"epoch": 1, "neg_elbo": 30.0}, {"epoch": 2, "neg_elbo": 25.0}])
+        >>> history.column("neg_elbo")
+        [30.0, 25.0]
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]] = (), info: dict[str, Any] | None = None) -> None:
+        super().__init__(rows)
+        self.info = info or {}
+
+    def __repr__(self) -> str:
+        if not self:
+            return "History of no epochs"
+        last = self[-1]
+        names = {"neg_elbo": "−ELBO", "valid_neg_elbo": "on valid"}
+        told = ", ".join(f"{word} {last[name]:.3f}" for name, word in names.items() if name in last)
+        return f"History of {len(self)} epoch{'s' * (len(self) > 1)}, the last: {told} nats"
+
+    def column(self, name: str) -> list[Any]:
+        """Return one value an epoch, None where an epoch lacks it."""
+        return [row.get(name) for row in self]
+
+    def best_epoch(self, beta: float = 1.0) -> int | None:
+        """Return the first epoch of the least loss on validation data at this β; None where there are none."""
+        losses = {
+            row["epoch"]: row["valid_reconstruction"] + beta * row["valid_kl"]
+            for row in self
+            if "valid_reconstruction" in row
+        }
+        return min(losses, key=losses.__getitem__) if losses else None

@@ -428,6 +428,14 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     assert "S = 200 | `python r4.py` |" in page
     assert "| R1 dynamic MNIST, gated 300-300, z 40, N(0, I) | 84.45 | 85.00 | +0.55 | 10.0% | 1 |" in page
     assert "| 82.29 | 82.50 | +0.21, a tie; -2.50 from ours of r1 (published: -2.16) |" in page
+    # A loop by hand that has run to its end stands in the place of the figure that is quoted.
+    (tmp_path / "by-hand").mkdir()
+    for seed, complete in ((0, True), (1, True), (2, False)):
+        told = {"neg_log_prob": 92.0 + seed, "complete": complete}
+        (tmp_path / "by-hand" / f"r4-1-{seed}.json").write_text(json.dumps(told))
+    run("reproduce/table.py", str(tmp_path), str(tmp_path / "results.md"))
+    page = (tmp_path / "results.md").read_text()
+    assert "; -3.00 from the same in plain torch, `by_hand.py`, 2 seeds (92.5) |" in page
     # A bound has no k̂.
     assert "| 71.80 | 99.00 | +27.20 |  | 1 |" in page
     assert "Versions: v." in page

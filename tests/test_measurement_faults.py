@@ -171,3 +171,12 @@ def test_forces_fit_the_precision():
 def test_a_seed_has_64_bits():
     with pytest.raises(ConfigError, match="seed: expected a whole number of 64 bits"):
         log_likelihood(pv.vae((4,), 2, likelihood="Gaussian"), torch.zeros(2, 4), samples=2, seed=10**20)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_is_not_measured(dtype):
+    vae, x = pv.vae((6,), 2, likelihood="Gaussian", hidden=(4,)).to(dtype), torch.randn(20, 6)
+    for measure in (log_likelihood, pv.evaluate, pv.evaluation.bounds, pv.evaluation.diagnostics):
+        with pytest.raises(ConfigError, match=rf"single or double precision, got {dtype}.*vae\.float\(\)"):
+            measure(vae, x)
+    assert math.isfinite(pv.evaluate(vae.float(), x, samples=5, progress=False)["neg_log_prob"])

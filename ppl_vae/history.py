@@ -39,8 +39,8 @@ class History(list[dict[str, Any]]):
         """Return one value an epoch, None where an epoch lacks it."""
         return [row.get(name) for row in self]
 
-    def best_epoch(self, beta: float = 1.0) -> int | None:
-        """Return the first epoch of the least loss on validation data at this β; None where there are none."""
+    def best_epoch(self, beta: float) -> int | None:
+        """Return the first epoch of the least loss on validation data at this β, that of the end; None without any."""
         losses = {
             row["epoch"]: row["valid_reconstruction"] + beta * row["valid_kl"]
             for row in self

@@ -420,7 +420,7 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     write("r6-1-tutorial", 1.0, figure="neg_elbo")
     run("reproduce/table.py", str(tmp_path), str(tmp_path / "results.md"))
     page = (tmp_path / "results.md").read_text()
-    verdict = "-0.28, a tie; -3.10 from a loop by hand (92.6)"
+    verdict = "-0.28, a tie; -3.10 from a loop by hand (92.60)"
     assert (
         f"unconfirmed) (partial) | 89.78 | 89.50 ± 0.71 | {verdict} | 10.0% | 2 | 5 | 2 min | h | batch 100, 500"
         in page
@@ -435,7 +435,7 @@ def test_the_table_of_results(tmp_path: Path) -> None:
         (tmp_path / "by-hand" / f"r4-1-{seed}.json").write_text(json.dumps(told))
     run("reproduce/table.py", str(tmp_path), str(tmp_path / "results.md"))
     page = (tmp_path / "results.md").read_text()
-    assert "; -3.00 from the same in plain torch, `by_hand.py`, 2 seeds (92.5) |" in page
+    assert "; -3.00 from the same in plain torch, `by_hand.py`, 2 seeds (92.50) |" in page
     # A bound has no k̂.
     assert "| 71.80 | 99.00 | +27.20 |  | 1 |" in page
     assert "Versions: v." in page

@@ -176,7 +176,11 @@ def test_a_seed_has_64_bits():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_half_precision_is_not_measured(dtype):
     vae, x = pv.vae((6,), 2, likelihood="Gaussian", hidden=(4,)).to(dtype), torch.randn(20, 6)
-    for measure in (log_likelihood, pv.evaluate, pv.evaluation.bounds, pv.evaluation.diagnostics):
-        with pytest.raises(ConfigError, match=rf"single or double precision, got {dtype}.*vae\.float\(\)"):
+    step = {torch.bfloat16: "0.5", torch.float16: "0.062"}[dtype]
+    measures = log_likelihood, pv.evaluate, pv.evaluation.bounds, pv.evaluation.diagnostics, pv.VAE.log_prob
+    for measure in measures:
+        with pytest.raises(ConfigError, match=rf"got {dtype}, in which .* in steps of {step}: call vae\.float\(\)"):
             measure(vae, x)
+    # What is drawn is no log-density.
+    assert pv.evaluation.simulate(vae, 3)[0].dtype == dtype
     assert math.isfinite(pv.evaluate(vae.float(), x, samples=5, progress=False)["neg_log_prob"])

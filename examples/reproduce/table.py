@@ -104,7 +104,7 @@ def beside(values: list[float], row: Row, results: dict[str, Any]) -> str:
     """How far ours is from another figure, and from the row that it is a variant of."""
     mean, notes = sum(values) / len(values), ""
     if row.beside is not None:
-        notes += f"; {mean - row.beside[0]:+.2f} from {row.beside[1]} ({row.beside[0]})"
+        notes += f"; {mean - row.beside[0]:+.2f} from {row.beside[1]} ({row.beside[0]:.2f})"
     if row.below is not None and row.below[0] in results:
         first = figure(results[row.below[0]])
         notes += f"; {mean - sum(first) / len(first):+.2f} from ours of {row.below[0]} (published: {row.below[1]})"
@@ -112,13 +112,13 @@ def beside(values: list[float], row: Row, results: dict[str, Any]) -> str:
 
 
 def by_hand(folder: Path, name: str) -> tuple[float, str] | None:
-    """What ``by_hand.py`` came to in a row, once it has: the mean over seeds, and of how many."""
+    """The mean of what ``by_hand.py`` has for a row, and of how many seeds; None before it has run to its end."""
     found = [json.loads(path.read_text()) for path in sorted((folder / "by-hand").glob(f"{name}-*.json"))]
     values = [run["neg_log_prob"] for run in found if run["complete"]]
     if not values:
         return None
     seeds = f"{len(values)} seed" + "s" * (len(values) > 1)
-    return round(sum(values) / len(values), 2), f"the same in plain torch, `by_hand.py`, {seeds}"
+    return sum(values) / len(values), f"the same in plain torch, `by_hand.py`, {seeds}"
 
 
 def doubts(result: dict[str, Any]) -> str:
@@ -148,6 +148,7 @@ def main() -> None:
         "convention says so. Under k̂ is of how many images an estimate is not to be trusted, and may be too high, by",
         "Pareto's k̂ (`pv.evaluation.log_likelihood`). Training a seed is its epochs times their median, on a machine",
         "that had other work beside it. Partial rows have had fewer epochs than the protocol has.",
+        "Where patience decides, one seed can end half a nat apart on two machines, and a tie of one seed says little.",
         "This page is made by `python examples/reproduce/table.py` from the files that the commands write.",
         "",
         line(

@@ -72,8 +72,8 @@ def _one_logarithm(node: Node) -> None:
         inner = new(aten.mul.Tensor, (logits, value))
         linear = new(aten.sub.Tensor, (inner, new(aten.relu.default, (logits,))))
         factor = new(aten.exp.default, (new(aten.neg.default, (new(aten.abs.default, (logits,)),)),))
-        # A 1 that has looked at x: the sum and the product become one loop, with one pass over the logits, only where
-        # both read the same.
+        # 1 for every number, infinities too, that has looked at x: the sum and the product, over the same dimension,
+        # become one loop, with one pass over the logits, only where both read the same.
         factor = new(aten.add.Tensor, (factor, new(aten.clamp.default, (inner, 1, 1))))
         linear, factor = (new(aten.reshape.default, (v, [*batch, factors, abreast])) for v in (linear, factor))
         linear, product = new(aten.sum.dim_IntList, (linear, [-2])), new(aten.prod.dim_int, (factor, -2))

@@ -123,7 +123,7 @@ class TwoStages:
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
-        """Draw once more."""
+        """Draw once more, into a tensor of its own."""
         return self.second(*self._held)
 
 

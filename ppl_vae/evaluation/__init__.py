@@ -14,7 +14,7 @@ Nothing here trains a model, and nothing here knows β: what is measured is the 
 :mod:`~ppl_vae.evaluation.leakage`           how much of y is in z
 :mod:`~ppl_vae.evaluation.quality`           samples before a judge, a classifier of the real data; FID and KID
 :mod:`~ppl_vae.evaluation.audit`             what SVI minimises, by every objective, against the same by hand
-:mod:`~ppl_vae.evaluation.pairs`             one objective there, and the tests of it
+:mod:`~ppl_vae.evaluation.pairs`             the two side by side, and the tests of their difference
 :mod:`~ppl_vae.evaluation.references`        the same by hand, in plain torch: no Pyro program and no objective
 :mod:`~ppl_vae.evaluation.calibration`       the ranks of z* among the guide's draws, uniform if it is the posterior
 ============================================ ==========================================================

@@ -35,6 +35,7 @@ from torch.distributions import constraints
 from ..distributions import is_periodic, is_point
 from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError, check_positive
 from ..model import VAE
+from ..model.checks import check_precision
 from ..model.masking import observed
 from .measuring import GREY, Report, mean_and_error, measuring, named, plain
 
@@ -158,7 +159,7 @@ def bounds(
 
     Raises:
         DataError, ShapeError, LabelError: as ``VAE.check``; ShapeError for a z of another shape too.
-        ConfigError: for another word for ``start``.
+        ConfigError: for another word for ``start``, or a model in half precision.
         NoDensityError: if the model has no prior, or it is to start from an encoder that gives a point.
         PartError: if p(z|y) or the start is not over all of :math:`\mathbb{R}^D`, as a sphere is not.
         NonFiniteError: if a log-density is NaN, or an exact draw is impossible.
@@ -173,6 +174,7 @@ def bounds(
         >>> found.lower.shape, abs(found.gap[0]) < 0.5
         (torch.Size([50]), True)
     """
+    check_precision(vae, "bounds")
     check_positive(temperatures=temperatures, chains=chains, leapfrog=leapfrog)
     if start not in ("prior", "encoder"):
         raise ConfigError(f"expected start to be 'prior' or 'encoder', got {start!r}")

@@ -30,6 +30,7 @@ from torch.distributions import Independent, kl_divergence
 
 from ..errors import check_positive
 from ..model import VAE
+from ..model.checks import check_precision
 from ..model.masking import observed
 from .aggregate import divergence, log_density_sums, posterior, row_wise
 from .measuring import GREY, Report, mean_and_error, measuring, named, plain
@@ -230,6 +231,7 @@ def diagnostics(
 
     Raises:
         NoDensityError: for a model without a prior, or with an encoder that gives a point.
+        ConfigError: for a model in half precision.
 
     References:
         ELBO surgery (Hoffman and Johnson, 2016); Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov,
@@ -242,6 +244,7 @@ def diagnostics(
         >>> print(diagnostics(vae, torch.randn(8, 4)).finding)
         0 of 3 dimensions are used; in all of them the posterior has collapsed onto the prior (0.000 nats together).
     """
+    check_precision(vae, "diagnostics")
     check_positive(draws=draws, batch_size=batch_size)
     vae.check(x, y)
     x, y = row_wise(vae, x, y)

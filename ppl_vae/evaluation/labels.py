@@ -30,6 +30,7 @@ from ..data import as_tensor
 from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError, PartError, check_positive
 from ..model import VAE
+from ..model.checks import check_precision
 from .aggregate import POINT, divergence, posterior
 from .leakage import PRIOR_DRAWS, prior_information, told_of_labels
 from .likelihood import log_likelihood
@@ -197,7 +198,7 @@ def label_use(
     Raises:
         PartError: for a model that is not conditional on one integer label.
         LabelError: unless there is a label a row, and two rows of each of two labels.
-        ConfigError: for a p_y that is none.
+        ConfigError: for a p_y that is none, or a model in half precision.
         NoDensityError: for a model without a prior, or with an encoder that gives a point.
 
     Example:
@@ -206,6 +207,7 @@ def label_use(
         >>> found.labels, list(found.log_prob.shape), round(found["entropy"], 3)
         ([0, 1, 2], [3, 12], 1.099)
     """
+    check_precision(vae, "label_use")
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
     classes = label_classes(vae, "label_use")
     x = as_tensor(x)

@@ -9,8 +9,8 @@ it stand
 .. math:: \mathrm{ESS} = \frac{(\sum_s w_s)^2}{\sum_s w_s^2}, \qquad
     \mathrm{se}(\log \hat p)^2 \approx \frac{S}{S - 1} \Bigl(\frac1{\mathrm{ESS}} - \frac1S\Bigr)
 
-and k̂ of :mod:`~ppl_vae.evaluation.pareto`, which tells whether these two mean anything. Weights are never kept: four
-sums go on while they stream by.
+and k̂ of :mod:`~ppl_vae.evaluation.pareto`, which tells whether these two mean anything. Weights are not kept: four
+sums go on while they stream by, thousands at a time.
 
 Reference:
     Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)
@@ -32,6 +32,7 @@ from ..capture import CaptureWarning, TwoStages
 from ..devices import cuda_devices
 from ..errors import CaptureError, ConfigError, NonFiniteError, check_positive
 from ..model import VAE, Proposal
+from ..model.checks import check_precision
 from .measuring import GREY, SEEN, Report, mean_and_error, measuring, plain, share
 from .pareto import good_below, pareto_k, tail_length
 
@@ -196,6 +197,7 @@ def log_likelihood(
         NonFiniteError: for a weight that is NaN or infinite.
         PartError: with a mask, for a likelihood whose pixels are not independent.
         CaptureError: if the model cannot be recorded, and "graph" or "inductor" was asked for.
+        ConfigError: for a model in half precision.
 
     Example:
         >>> vae = pv.vae((4,), 2, likelihood="Gaussian")
@@ -203,6 +205,7 @@ def log_likelihood(
         >>> result.values.shape, result.samples, result.points
         (torch.Size([3]), 100, (1, 2, 5, 10, 20, 50, 100))
     """
+    check_precision(vae, "log_likelihood")
     check_positive(samples=samples, **({} if memory is None else {"memory": memory}))
     if capture not in ("auto", "off", "graph", "inductor"):
         raise ConfigError(f"capture: expected 'auto', 'off', 'graph' or 'inductor', got {capture!r}")
@@ -352,6 +355,7 @@ class _Sums:
         self.curve: list[Tensor] = []
 
     def add(self, log_w: Tensor) -> None:
+        """Take more weights (k, n), which nobody is to write over."""
         self.waiting.append(log_w)
         # Few at a time would cost more here than their decoding.
         if sum(map(torch.numel, self.waiting)) >= _TOGETHER:

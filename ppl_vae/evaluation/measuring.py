@@ -11,18 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..devices import seeded
-from ..errors import ConfigError
 from ..model import VAE
 
 __all__ = ["GREY", "SEEN", "Report", "mean_and_error", "measuring", "named", "plain", "share"]
-
-
-# The relative rounding that a log-density may have: that of single precision is 1e-7, of float16 1e-3.
-_COARSEST = 1e-5
 
 
 class Report:
@@ -39,16 +33,7 @@ def measuring(vae: VAE, seed: int | None, what: str) -> Iterator[None]:
     A batch normalisation must not learn from test data. And were the numbers the seed's own, a measurement of x that
     were drawn with the same seed would begin with the very z that made them: importance sampling with 64 of them was 2
     nats too high. A seed of None runs with the caller's generators.
-
-    Raises:
-        ConfigError: for a model in half precision.
     """
-    if torch.finfo(dtype := vae._beta.dtype).eps > _COARSEST:
-        raise ConfigError(
-            f"{what}: expected a model in single or double precision, got {dtype}, in which a log-density of a hundred "
-            "nats is off by as much as a quarter of one: call vae.float() first (precision='bf16-mixed' of "
-            "log_likelihood has the matrix products alone in bfloat16)"
-        )
     modes = [(module, module.training) for module in vae.modules()]
     vae.eval()
     try:

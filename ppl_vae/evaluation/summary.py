@@ -18,6 +18,7 @@ from torch import Tensor
 from ..distributions import is_point
 from ..errors import check_positive
 from ..model import VAE
+from ..model.checks import check_precision
 from ..model.masking import given
 from ..objectives import elbo_terms
 from .likelihood import LogLikelihood, log_likelihood
@@ -134,10 +135,15 @@ def evaluate(
         the reconstruction alone; and ``bits_per_dim``, −log₂ p(x|y) / D, where a pixel is one of 256 levels and all are
         seen.
 
+    Raises:
+        DataError, ShapeError, LabelError: as ``VAE.check``.
+        ConfigError: for a model in half precision.
+
     Example:
         >>> print(evaluate(pv.ae((4,), 2), torch.zeros(8, 4)).terms.keys())
         dict_keys(['reconstruction'])
     """
+    check_precision(vae, "evaluate")
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
     vae.check(x, y, mask)
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)

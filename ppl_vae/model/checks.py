@@ -15,7 +15,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ..distributions import as_pyro, is_periodic, spheres
-from ..errors import DataError, PartError, PplVaeError, ShapeError
+from ..errors import ConfigError, DataError, PartError, PplVaeError, ShapeError
 from ..parts import Unconditional
 from .masking import observed
 
@@ -24,12 +24,28 @@ __all__ = [
     "check_latent",
     "check_pair",
     "check_part",
+    "check_precision",
     "check_prior",
     "check_rows",
     "check_spheres",
     "check_together",
     "given_by",
 ]
+
+
+# The relative rounding that a log-density may have: that of single precision is 1e-7, of float16 1e-3.
+_COARSEST = 1e-5
+
+
+def check_precision(vae: Any, what: str) -> None:
+    """Raise for half precision, in which no log-density can be told."""
+    dtype = vae._beta.dtype
+    if (eps := torch.finfo(dtype).eps) > _COARSEST:
+        raise ConfigError(
+            f"{what}: expected a model in single or double precision, got {dtype}, in which a log-density of 100 nats "
+            f"comes in steps of {64 * eps:.2g}: call vae.float() first (precision='bf16-mixed' of fit and of "
+            "log_likelihood has the matrix products alone in bfloat16)"
+        )
 
 
 def check_part(kind: str, part: Any, *inputs: str) -> None:

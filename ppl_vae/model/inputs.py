@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ..data import as_tensor, check_finite
 from ..errors import DataError, LabelError, PartError, ShapeError
+from .assembly import Assembly
 from .checks import check_rows, check_together
-from .holder import Holder
 from .masking import seen_alone
 
-__all__ = ["Inputs", "not_one_batch"]
+__all__ = ["Checked", "not_one_batch"]
 
 
-class Inputs(Holder):
-    """A model that knows what its x and y may be."""
+class Checked(Assembly):
+    """Parts that know what their x and y may be."""
 
     def _tensor(self, x: Any) -> Tensor | None:
         """X in the model's dtype and on its device: integers and float64 are cast."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..distributions import is_point, spheres
 from ..errors import ConfigError, DataError, LabelError, NoDensityError, PartError
 from .checks import called, check_data, check_pair, check_prior, check_rows, check_spheres, given_by
-from .inputs import Inputs, not_one_batch
+from .inputs import Checked, not_one_batch
 from .masking import given, observed
 
 __all__ = ["NO_PRIOR", "Programs"]
@@ -44,7 +44,7 @@ class _NoPrior(dist.ImproperUniform):
         return value.new_zeros(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
 
 
-class Programs(Inputs):
+class Programs(Checked):
     """``model`` and ``guide`` over parts that are arguments, on one page; :class:`~ppl_vae.VAE` says what they are."""
 
     def model(self, x: Any = None, y: Any = None, mask: Tensor | None = None, total: float | None = None) -> Tensor:

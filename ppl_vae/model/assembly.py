@@ -23,14 +23,14 @@ from ..distributions import is_ode
 from ..errors import ConfigError, PartError, ShapeError
 from .checks import check_part
 
-__all__ = ["Holder"]
+__all__ = ["Assembly"]
 
 _KINDS = ("prior", "likelihood", "encoder")
 _count = itertools.count()
-_named: WeakValueDictionary[str, Holder] = WeakValueDictionary()
+_named: WeakValueDictionary[str, Assembly] = WeakValueDictionary()
 
 
-class Holder(nn.Module):
+class Assembly(nn.Module):
     """The parts as one module; :class:`~ppl_vae.VAE` says what they are."""
 
     _beta: Tensor
@@ -137,8 +137,6 @@ class Holder(nn.Module):
         finally:
             for module, mode in modes:
                 module.training = mode
-
-    # Names
 
     def _register(self) -> None:
         """Make the parameters known to Pyro, as ``pyro.module`` would, but never as another model's."""

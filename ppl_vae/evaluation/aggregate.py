@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 from ..distributions import diagonal, is_point, log_normals
 from ..errors import NoDensityError
 from ..model import VAE, density_numbers
 
-__all__ = ["divergence", "log_density_sums", "posterior", "row_wise"]
+__all__ = ["divergence", "kl_per_dimension", "log_density_sums", "posterior", "row_wise"]
 
 # How many numbers z − μ are held at a time, for pairs of a z and a component.
 _CHUNK = 2**22
@@ -61,6 +61,16 @@ def divergence(q: Any, p: Any, z: Tensor) -> tuple[Tensor, Tensor]:
         return kl_divergence(q, p).expand(q.batch_shape).double(), sampled
     except NotImplementedError:
         return sampled.mean(0), sampled
+
+
+def kl_per_dimension(q: Any, p: Any) -> Tensor | None:
+    """Return KL(q ‖ p) (N, latent) of each dimension; None unless they are independent and their KL has a formula."""
+    if not all(isinstance(d, Independent) and d.event_shape == d.base_dist.batch_shape[-1:] for d in (q, p)):
+        return None
+    try:
+        return kl_divergence(q.base_dist, p.base_dist).expand(q.base_dist.batch_shape).double()
+    except NotImplementedError:
+        return None
 
 
 def log_density_sums(

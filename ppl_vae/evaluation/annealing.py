@@ -23,13 +23,12 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from ..distributions import is_periodic, is_point
@@ -37,7 +36,7 @@ from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, Ppl
 from ..model import VAE
 from ..model.checks import check_precision
 from ..model.masking import observed
-from .measuring import GREY, Report, mean_and_error, measuring, named, plain
+from .measuring import GREY, Report, frozen, mean_and_error, measuring, named, plain
 
 __all__ = ["Bounds", "bounds"]
 
@@ -187,7 +186,7 @@ def bounds(
     check_positive(batch_size=batch_size)
     ladder = _ladder(temperatures)
     columns = []
-    with measuring(vae, seed, "bounds"), _frozen(vae):
+    with measuring(vae, seed, "bounds"), frozen(vae):
         z = _checked(_Path(vae, x[:1], _rows(vae, y, slice(1)), start), x, vae._tensor(z))
         for first in range(0, len(x), batch_size):
             some = slice(first, first + batch_size)
@@ -222,19 +221,6 @@ def _log_mean(log_w: Tensor) -> tuple[Tensor, Tensor]:
     n, log_mean = len(log_w), log_w.logsumexp(0) - math.log(len(log_w))
     variance = ((log_w - log_mean).exp() - 1).square().sum(0) / (n * (n - 1) or math.nan)
     return log_mean, variance.sqrt()
-
-
-@contextmanager
-def _frozen(vae: nn.Module) -> Iterator[None]:
-    """Let no parameter ask for a gradient: those in z need nothing kept for them."""
-    learned = [p for p in vae.parameters() if p.requires_grad]
-    try:
-        for p in learned:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in learned:
-            p.requires_grad_(True)
 
 
 def _ladder(steps: int) -> list[float]:

@@ -26,13 +26,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
 
 from ..errors import check_positive
 from ..model import VAE
 from ..model.checks import check_precision
 from ..model.masking import observed
-from .aggregate import divergence, log_density_sums, posterior, row_wise
+from .aggregate import divergence, kl_per_dimension, log_density_sums, posterior, row_wise
 from .measuring import GREY, Report, mean_and_error, measuring, named, plain
 
 __all__ = ["Diagnostics", "diagnostics"]
@@ -313,7 +312,7 @@ def _measure(vae: VAE, x: Tensor, y: Tensor | None, draws: int) -> _Rows:
         likelihood, _ = observed(vae.decode(some, y), seen, None)
         log_likelihood.append(likelihood.log_prob(seen).expand(some.shape[:-1]))
     distortion = -torch.cat(log_likelihood).double().mean(0)
-    return _Rows(z.movedim(0, 1), sampled.T, rate, distortion, _means(q), _kl_per_dimension(q, p), _spread(p, len(x)))
+    return _Rows(z.movedim(0, 1), sampled.T, rate, distortion, _means(q), kl_per_dimension(q, p), _spread(p, len(x)))
 
 
 def _means(q: Any) -> Tensor:
@@ -331,16 +330,6 @@ def _spread(p: Any, rows: int) -> Tensor | None:
     """The variance of a prior over vectors (N, latent), where it says it."""
     try:
         return p.variance.double().expand(rows, -1)
-    except NotImplementedError:
-        return None
-
-
-def _kl_per_dimension(q: Any, p: Any) -> Tensor | None:
-    """KL(q ‖ p) (N, latent) of each dimension, where they are independent and of families whose KL has a formula."""
-    if not all(isinstance(d, Independent) and d.event_shape == d.base_dist.batch_shape[-1:] for d in (q, p)):
-        return None
-    try:
-        return kl_divergence(q.base_dist, p.base_dist).expand(q.base_dist.batch_shape).double()
     except NotImplementedError:
         return None
 

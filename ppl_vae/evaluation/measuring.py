@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..devices import seeded
 from ..model import VAE
 
-__all__ = ["GREY", "SEEN", "Report", "mean_and_error", "measuring", "named", "plain", "share"]
+__all__ = ["GREY", "SEEN", "Report", "frozen", "mean_and_error", "measuring", "named", "plain", "share"]
 
 
 class Report:
@@ -42,6 +42,19 @@ def measuring(vae: VAE, seed: int | None, what: str) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def frozen(vae: nn.Module) -> Iterator[None]:
+    """Let no parameter ask for a gradient: those in z need nothing kept for them."""
+    learned = [p for p in vae.parameters() if p.requires_grad]
+    try:
+        for p in learned:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in learned:
+            p.requires_grad_(True)
 
 
 def plain(value: Any) -> Any:

@@ -25,10 +25,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw the seed of a fresh run."""
+    """Draw the seed of a fresh run; keep a GPU out of a run on the CPU, where "auto" would find it."""
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if config.getoption("markexpr").strip() == "fresh":
         # In the environment, where the workers of pytest-xdist find it too.
         os.environ.setdefault("PPL_VAE_SEED", str(secrets.randbelow(2**31)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to the CPU what takes no device."""
+    if config.getoption("--device") != "cpu":
+        elsewhere = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in set(elsewhere)]
 
 
 def _seed(item: Any) -> int:

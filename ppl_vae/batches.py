@@ -19,7 +19,11 @@ from .data import Split
 from .errors import ConfigError, DataError, ShapeError
 from .model import VAE
 
-__all__ = ["Batches"]
+__all__ = ["READ_ONCE", "Batches"]
+
+READ_ONCE = "expected batches in every epoch, got a DataLoader with none left: it can be read only once"
+# How many numbers rows may cost that are looked at together, without a gradient.
+_TOGETHER = {"cpu": 2**20, "cuda": 2**25}
 
 
 class Batches:
@@ -202,7 +206,9 @@ class Batches:
         if self.loader is not None:
             yield from self._from_loader()
         else:
-            for index in torch.arange(len(self.x), device=self.device).split(self.batch_size):
+            # Many small batches are mostly overhead, where nothing has to be kept for a gradient.
+            fit = _TOGETHER["cuda" if self.device.type == "cuda" else "cpu"] // self.vae.numbers(self.x[:1])
+            for index in torch.arange(len(self.x), device=self.device).split(max(self.batch_size, fit)):
                 yield self.draw(index)[0]
 
     def _from_loader(self) -> Iterator[tuple[Any, ...]]:

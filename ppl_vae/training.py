@@ -14,7 +14,6 @@ import json
 import math
 import numbers
 import operator
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.distributions import Unit
 from pyro.infer import ELBO, ReweightedWakeSleep
 from pyro.optim import PyroOptim
 from torch import Tensor
@@ -31,18 +29,18 @@ from tqdm.auto import tqdm
 
 from . import presets
 from .batches import Batches
-from .capture import Backend, CapturedSVI, Watch
+from .capture import Backend, CapturedSVI
 from .devices import cuda_devices, find_device, seed_all, seeded
-from .errors import ConfigError, DataError, NonFiniteError, PartError, check_positive
+from .epochs import Terms, train_epoch, validate
+from .errors import ConfigError, PartError, check_positive
 from .history import History
 from .model import VAE
-from .objectives import Trace_ELBO, elbo_terms
+from .objectives import Trace_ELBO
 from .state import folders, restore, set_weights, store, weights
 
 __all__ = ["fit"]
 
 Schedule = float | Callable[[int], float]
-READ_ONCE = "expected batches in every epoch, got a DataLoader with none left: it can be read only once"
 
 
 def fit(
@@ -63,6 +61,7 @@ def fit(
     device: str | torch.device = "auto",
     seed: int | None = 0,
     checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1,
     resume: str | Path | bool | None = None,
     overwrite: bool = False,
     callbacks: Callable[[VAE, History], Any] | Sequence[Callable[[VAE, History], Any]] = (),
@@ -100,7 +99,8 @@ def fit(
         device: "auto" is CUDA where there is one, else the CPU.
         seed: of every random number in training, whatever the caller's generators, which are left as they were; None
             uses those. The first weights are drawn when the model is built: ``torch.manual_seed`` before that.
-        checkpoint: a folder to write the state of training to after every epoch.
+        checkpoint: a folder to write the state of training to.
+        checkpoint_every: how many epochs from one writing to the next; the last epoch is always written.
         resume: such a folder to continue from, bit for bit where ``epochs``, ``lr`` and ``beta`` are what they were and
             the data are tensors; it is also written to unless ``checkpoint`` names another. True is to continue from
             ``checkpoint`` if there is a state in it, and else to begin, so that a script can be run again and again.
@@ -123,7 +123,7 @@ def fit(
         >>> history[-1]["neg_elbo"] < history[0]["neg_elbo"]
         True
     """
-    check_positive(epochs=epochs, batch_size=batch_size)
+    check_positive(epochs=epochs, batch_size=batch_size, checkpoint_every=checkpoint_every)
     # Numbers of numpy's are no numbers to JSON.
     epochs, batch_size = int(epochs), int(batch_size)
     seed, clip = None if seed is None else operator.index(seed), None if clip is None else float(clip)
@@ -209,7 +209,8 @@ def fit(
         precision=precision,
         batch=batches.draw,
         watch=Terms,
-        check_every=500,
+        # A stock step costs a few replays on a CPU, and hundreds of those that stay on a GPU.
+        check_every=5000 if device.type == "cuda" else 500,
     )
     last_beta = vae.beta if beta_at is None else beta_at(epochs)
     # The epoch of the best weights, and these.
@@ -239,13 +240,13 @@ def fit(
                     # A program that β or the objective has changed is another; met here, it begins with a replay
                     # whether or not the run was interrupted.
                     _meet(vae, steps, shapes)
-                    row = {"epoch": epoch, **_epoch(vae, steps, batches), "beta": vae.beta, "lr": rate}
+                    row = {"epoch": epoch, **train_epoch(vae, steps, batches), "beta": vae.beta, "lr": rate}
                     if validation is not None:
-                        row |= _validate(vae, validation, seed)
+                        row |= validate(vae, validation, seed)
                     history.append(row)
                     if patience is not None and history.best_epoch(last_beta) == epoch:
                         best = epoch, {k: v.clone() for k, v in weights(vae, steps).items()}
-                    if checkpoint is not None:
+                    if checkpoint is not None and epoch % checkpoint_every == 0:
                         store(checkpoint, vae, steps, history, best)
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
                     bar.set_postfix_str(f"−ELBO {shown:.2f} nats, {row['rate']:,.0f} rows/s")
@@ -254,6 +255,8 @@ def fit(
                         stop = any([callback(vae, history) is True for callback in callbacks])
                     if stop:
                         break
+            if checkpoint is not None and len(history) % checkpoint_every:
+                store(checkpoint, vae, steps, history, best)
             if patience is not None and best is not None:
                 set_weights(vae, steps, best[1], "the best model")
         finally:
@@ -316,78 +319,6 @@ def _together(optim: Callable[..., torch.optim.Optimizer], lr: float, device: to
     if "capturable" in accepted and chosen.get("capturable", True) and device.type == "cuda":
         options |= {"capturable": True, "lr": torch.tensor(lr, device=device)}
     return functools.partial(optim, **options)
-
-
-class Terms(Watch):
-    """Sees −log p of the site x and log q − log p of the site z, at β = 1, as they pass in one step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reconstruction: Tensor | float = 0.0
-        self.kl: Tensor | float = 0.0
-        self.passes = 0
-        self._of_guide = True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] == "missing" and isinstance(msg["fn"], Unit):
-            # −KL(q(y|x) ‖ p(y)) of labels that were summed out.
-            self.kl = self.kl - msg["fn"].log_factor.sum(-1).mean().detach()
-        if msg["name"] not in ("x", "z"):
-            return
-        # Not under no_grad: a transform that remembers its inverse would then hand the loss one without a gradient.
-        log_prob = msg["fn"].log_prob(msg["value"])
-        if (weights := msg["infer"].get("weights")) is not None:
-            log_prob = (weights * log_prob).sum(-2)
-        # (*, N): vectorised particles stand in front of the batch, and what counts is their mean.
-        log_prob = log_prob.sum(-1).mean().detach()
-        if msg["name"] == "x":
-            self.reconstruction = self.reconstruction - log_prob
-            self.passes += 1
-        else:
-            # The guide's z comes first, log q; then the model's, which replays it, log p.
-            self.kl = self.kl + (log_prob if self._of_guide else -log_prob)
-            self._of_guide = not self._of_guide
-
-    def values(self) -> dict[str, Tensor]:
-        """Return both, summed over the batch and averaged over particles."""
-        if not self.passes:
-            return {}
-        return {"reconstruction": self.reconstruction / self.passes, "kl": self.kl / self.passes}  # type: ignore
-
-
-def _epoch(vae: VAE, steps: CapturedSVI, batches: Batches) -> dict[str, float]:
-    """Run one epoch; return its means per datum."""
-    vae.train()
-    started, rows = time.perf_counter(), 0
-    for inputs in batches.shuffled():
-        steps.step(*inputs)
-        rows += len(inputs[0])
-    if not rows:
-        raise DataError(READ_ONCE)
-    sums = steps.read()
-    seconds = time.perf_counter() - started
-    vae.eval()
-    reconstruction, kl = (sums.get(name, math.nan) / rows for name in ("reconstruction", "kl"))
-    row = {"loss": sums["loss"] * batches.batch_size / rows, "neg_elbo": reconstruction + kl}
-    return row | {"reconstruction": reconstruction, "kl": kl, "seconds": seconds, "rate": rows / seconds}
-
-
-def _validate(vae: VAE, batches: Batches, seed: int | None) -> dict[str, float]:
-    """Return the −ELBO per datum at β = 1, from the same random numbers every time and none of training's."""
-    vae.eval()
-    with seeded(seed or 0, batches.device), torch.no_grad():
-        found = [torch.stack(elbo_terms(vae, x, y, 1, *mask), -1) for x, y, *mask in batches.in_order()]
-    if not found:
-        raise DataError(READ_ONCE)
-    terms = torch.cat(found)
-    reconstruction, kl = terms.double().mean(0).tolist()
-    if not math.isfinite(reconstruction + kl):
-        row = int(terms.isfinite().all(-1).int().argmin())
-        raise NonFiniteError(
-            f"validation: −log p(x|z,y) = {reconstruction:g} and KL = {kl:g}, expected finite; the first row that is "
-            f"not is {row}. Look at the range of valid beside that of train"
-        )
-    return {"valid_neg_elbo": reconstruction + kl, "valid_reconstruction": reconstruction, "valid_kl": kl}
 
 
 @contextmanager

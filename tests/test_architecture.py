@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "parts", "data", "distributions", "networks", "plots", "capture", "devices"},
     {"priors", "likelihoods", "encoders", "conditions", "model"},
     {"objectives", "presets", "batches", "semisupervised"},
-    {"evaluation", "checkpoint", "state", "history"},
+    {"evaluation", "checkpoint", "state", "history", "epochs"},
     {"training"},
     {"cli", "posthoc"},
     {"__main__", "__init__"},

@@ -256,7 +256,7 @@ def test_a_model_that_cannot_be_recorded(monkeypatch):
     expected = log_likelihood(vae, x, samples=30, capture="off", **QUIET)
     with pytest.raises(CaptureError, match="recorded"):
         log_likelihood(vae, x, samples=30, capture="graph", **QUIET)
-    monkeypatch.setattr(likelihood, "_WORTH_RECORDING", 0)
+    monkeypatch.setattr(likelihood, "_WORTH_RECORDING", {"cpu": 0, "cuda": 0})
     with pytest.warns(CaptureWarning, match="as it is"):
         found = log_likelihood(vae, x, samples=30, **QUIET)
     assert torch.equal(found.values, expected.values)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vae.capture.rewriting import rewrite
+from ppl_vae.capture.rewriting import keep_draws, rewrite
 
 aten = torch.ops.aten
 
@@ -118,3 +118,17 @@ def test_a_scaled_product_or_a_whole_matrix_is_left_alone(options):
     for bias, scales in ((torch.randn(3), options), (torch.randn(5, 3), {})):
         before, after = recorded(functools.partial(torch.addmm, **scales), bias, a, b)
         assert before.code == after.code
+
+
+def test_draws_stay_those_of_the_program():
+    """Inductor takes bernoulli(p) apart, and not what is left here; the numbers of a seed are what they were."""
+    p = torch.rand(50, 20)
+    with torch.no_grad():
+        graph = make_fx(lambda p: torch.bernoulli(p).sum(-1))(p)
+    keep_draws(graph)
+    assert not operations(graph, aten.bernoulli.default)
+    assert len(operations(graph, aten.bernoulli_.Tensor)) == 1
+    before = torch.get_rng_state()
+    found = graph(p)
+    torch.set_rng_state(before)
+    assert torch.equal(found, torch.bernoulli(p).sum(-1))

@@ -18,12 +18,14 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.fx import GraphModule
 
 from .simplify import simplify
 
-__all__ = ["CaptureWarning", "Generators", "no_host_reads", "record"]
+__all__ = ["CaptureWarning", "Generators", "cannot_record", "no_host_reads", "record"]
 
 _lock = threading.Lock()
 
@@ -68,6 +70,19 @@ def record(
     with torch.no_grad():
         simplify(graph, inputs)
     return graph, reached
+
+
+@torch.no_grad()
+def cannot_record(guide: Callable[..., Any], args: Any, kwargs: Any) -> str | None:
+    """Return what about a guide no graph of this kind can hold, if anything."""
+    for name, site in poutine.trace(guide).get_trace(*args, **kwargs).nodes.items():
+        if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+            continue
+        if site["infer"].get("enumerate"):
+            return f"site {name!r} is enumerated"
+        if not getattr(site["fn"], "has_rsample", False):
+            return f"site {name!r} is not reparameterised ({type(site['fn']).__name__})"
+    return None
 
 
 @contextlib.contextmanager

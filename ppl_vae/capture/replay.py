@@ -6,6 +6,8 @@ r"""Replays: a recorded graph and the ways to run it.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +16,16 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from .guard import size_of
+from .ledger import Ledger, count
 from .optimiser import Together
 from .recording import Generators
+from .rewriting import keep_draws
 
 __all__ = ["Replay", "StaticStep"]
+
+# What "auto" believes of an operation in a graph: the seconds that a compiler saves of it in every step, by fusing it
+# with others; and those that it takes to compile, beside what it takes for a graph of none.
+_SAVED, _COMPILING_ONE, _COMPILING = {"cpu": 8e-6, "cuda": 1e-6}, 0.035, 15.0
 
 
 class Replay:
@@ -46,11 +54,19 @@ class Replay:
 
     def compile(self, tensors: Sequence[Tensor]) -> None:
         """Run it through inductor from now on; it is run once, on these inputs, to compile it now."""
+        keep_draws(self.graph)
         # The eager generators, so that a seed gives the same numbers as without a compiler.
         compiled = torch.compile(self.graph, dynamic=False, options={"fallback_random": True})
         with torch.no_grad():
             compiled(*tensors)
         self.run, self.compiled = compiled, True
+
+    def repays_compiling(self, steps: int, device: torch.device) -> bool:
+        """Whether so many steps repay a compiler, by the size of the graph, so that one run always chooses the same."""
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            return False
+        saved = self.operations * _SAVED["cuda" if device.type == "cuda" else "cpu"] * steps
+        return saved > _COMPILING + self.operations * _COMPILING_ONE
 
     @torch.no_grad()
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,58 +87,60 @@ class StaticStep:
 
     On a CUDA device it is captured in one CUDA graph. Elsewhere the same code runs as it is, which is how it is tested
     without one. The first step that is not finite raises a flag on the device. The optimiser takes the flag as its
-    ``found_inf`` and does nothing, then and in every later step, until ``CapturedSVI.read`` looks.
+    ``found_inf`` and does nothing, then and in every later step, until somebody looks.
 
     Arguments:
         replay: the recorded graph.
         optim: with an optimiser that is fused, which is what understands ``found_inf``, and on CUDA capturable.
         tensors: inputs like those of every step.
-        flag: (), zero until a step is not finite; shared by all the graphs of a program.
-        sums: double-precision sums over the steps that counted: ``loss``, ``steps``, and what is watched.
+        ledger: holds the flag, shared by all the graphs of a program, and the sums.
     """
 
-    def __init__(
-        self, replay: Replay, optim: Together, tensors: Sequence[Tensor], flag: Tensor, sums: dict[str, Tensor]
-    ) -> None:
-        self.replay, self.optim, self.flag, self.sums = replay, optim, flag, sums
+    def __init__(self, replay: Replay, optim: Together, tensors: Sequence[Tensor], ledger: Ledger) -> None:
+        self.replay, self.optim, self.flag = replay, optim, ledger.flag
+        self.totals = ledger.totals(replay.watched)
         self.inputs = [tensor.clone() for tensor in tensors]
-        for name in ("loss", "steps", *replay.watched):
-            sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=flag.device))
+        self._count: Callable[..., None] = count
         self.cuda_graph: Any = None
-        if flag.device.type == "cuda":
-            state = Generators([flag.device])
-            # Libraries set themselves up in their first runs, which must be over, on another stream, before a capture.
-            stream = torch.cuda.Stream(flag.device)
-            stream.wait_stream(torch.cuda.current_stream(flag.device))
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    replay(self.inputs)
-            torch.cuda.current_stream(flag.device).wait_stream(stream)
-            state.restore()
-            self.cuda_graph = torch.cuda.CUDAGraph()
-            # On a stream of that device, whichever is the current one.
-            with torch.cuda.graph(self.cuda_graph, stream=stream):
-                self._step()
+        device = self.flag.device
+        if device.type != "cuda":
+            return
+        if replay.compiled:
+            self._count = torch.compile(count, dynamic=False)
+        state = Generators([device])
+        # Libraries set themselves up in their first runs, which must be over, on another stream, before a capture.
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                loss, gradients = replay(self.inputs)
+                self._add_up(loss, gradients, torch.zeros_like(self.flag), torch.zeros_like(self.totals))
+        torch.cuda.current_stream(device).wait_stream(stream)
+        state.restore()
+        self.cuda_graph = torch.cuda.CUDAGraph()
+        # On a stream of that device, whichever is the current one.
+        with torch.cuda.graph(self.cuda_graph, stream=stream):
+            self._step()
+
+    @torch.no_grad()
+    def _add_up(self, loss: Tensor, gradients: dict[str, Tensor], flag: Tensor, totals: Tensor) -> None:
+        self._count(loss, size_of(gradients.values()), list(self.replay.watched.values()), flag, totals)
 
     @torch.no_grad()
     def _step(self) -> None:
         self.loss, gradients = self.replay(self.inputs)
-        finite = (self.loss + size_of(gradients.values())).isfinite()
-        self.flag.copy_(torch.maximum(self.flag, (~finite).to(self.flag)))
-        counts = self.flag == 0
+        self._add_up(self.loss, gradients, self.flag, self.totals)
         self.optim.optimizer.found_inf = self.flag
         for name, gradient in gradients.items():
             self.optim.leaves[name].grad = gradient
         self.optim([self.optim.leaves[name] for name in gradients])
-        for name, value in {"loss": self.loss, "steps": counts.double(), **self.replay.watched}.items():
-            self.sums[name].add_(torch.where(counts, value.double(), 0.0))
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Take the step; return its loss, which is not read yet."""
+        """Take the step; return its loss, which is not read yet, in memory that the next step writes to."""
         for buffer, tensor in zip(self.inputs, tensors, strict=True):
             buffer.copy_(tensor, non_blocking=True)
         if self.cuda_graph is None:
             self._step()
         else:
             self.cuda_graph.replay()
-        return self.loss.clone()
+        return self.loss

@@ -9,7 +9,8 @@ than all else that is done to a pixel, and where no gradient is asked for, one d
 1 and 2, so 64 of them overflow nowhere; in float32 a pixel's term is off by 6e-8 at most, by which 1 + e^(−|a|) is
 rounded.
 
-Both are for the CPU, and for a compiler that makes one loop of what would be several here.
+Both are for the CPU, and for a compiler that makes one loop of what would be several here. What a compiler would draw
+in another way than the program is written here so that it does not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-__all__ = ["rewrite"]
+__all__ = ["keep_draws", "rewrite"]
 
 aten = torch.ops.aten
 # The most factors of a product, and the fewest products side by side: as many as the widest registers hold.
@@ -40,6 +41,20 @@ def rewrite(graph: GraphModule) -> None:
         if _value(node).device.type == "cpu":
             _one_logarithm(node)
     graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def keep_draws(graph: GraphModule) -> None:
+    """Keep a compiler from drawing in its own way, in place: the same seed is to give the same numbers.
+
+    Of ``bernoulli(p)`` inductor makes ``rand() < p``, which on a GPU is another draw; in place it is left as it is.
+    """
+    for node in graph.graph.find_nodes(op="call_function", target=aten.bernoulli.default):
+        with graph.graph.inserting_before(node):
+            empty = graph.graph.call_function(aten.empty_like.default, node.args[:1])
+            drawn = graph.graph.call_function(aten.bernoulli_.Tensor, (empty, *node.args), node.kwargs)
+        node.replace_all_uses_with(drawn)
+        graph.graph.erase_node(node)
     graph.recompile()
 
 

@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..errors import CaptureError
 from .guard import first_line
 from .recording import CaptureWarning, Generators, no_host_reads
-from .rewriting import rewrite
+from .rewriting import keep_draws, rewrite
 from .simplify import simplify, written
 
 __all__ = ["TwoStages"]
@@ -84,6 +84,7 @@ class TwoStages:
             simplify(graph, inputs)
             if compile:
                 rewrite(graph)
+                keep_draws(graph)
             self.first, self._second = split(graph)
             self.second: Callable[..., Any] = self._second
             self.prepare(*inputs)

@@ -11,42 +11,34 @@ compared with the stock loss and gradient at the same random numbers.
 
 from __future__ import annotations
 
-import collections
 import math
-import os
-import shutil
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..devices import cuda_devices
-from ..errors import ConfigError, PplVaeError
+from ..errors import ConfigError, PplVaeError, known
 from .guard import LastSite, Sizes, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
+from .ledger import Ledger
 from .optimiser import Together
 from .program import SCALARS, Program
-from .recording import CaptureWarning, Generators, record
+from .recording import CaptureWarning, Generators, cannot_record, record
 from .replay import Replay, StaticStep
 
 __all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Watch"]
 
-Backend = Literal["auto", "off", "graph", "inductor", "cudagraph"]
+Backend = Literal["auto", "off", "graph", "inductor", "cudagraph", "cudagraph-inductor"]
 _FIRST_CHECKS = 3
-# Steps whose inputs are kept, on the device, to look at again should one of them turn out not to be finite.
-_KEPT = 100
 _MOST_SHAPES = 32
 # Recording takes as long as about so many stock steps of a small model.
 _WORTH_RECORDING = 150
-# What "auto" believes of a CPU and an operation in a graph: the seconds that a compiler saves of it in every step, by
-# fusing it with others, and those that it takes, beside what it takes for a graph of none.
-_SAVED, _COMPILING_ONE, _COMPILING = 8e-6, 0.035, 15.0
 
 
 class Watch(Messenger):
@@ -68,8 +60,8 @@ class CapturedSVI(SVI):
         loss: a Pyro ELBO with ``differentiable_loss``, such as ``Trace_ELBO()`` or ``TraceMeanField_ELBO()``.
         backend: "off" for stock steps; "graph" for the recorded graph, no compiler; "inductor", which compiles it (on a
             CPU with a C++ compiler); "cudagraph", the whole step on the device, optimiser included, its loss read late;
-            "auto" takes "cudagraph" on a CUDA device, and elsewhere "graph", then "inductor" if ``steps`` says that the
-            run is long enough to repay a compiler. ``backend`` says what it came to.
+            "cudagraph-inductor", both; "auto" takes "cudagraph" on a CUDA device and elsewhere "graph", and compiles if
+            ``steps`` says that the run is long enough to repay a compiler. ``backend`` says what it came to.
         steps: how many there will be, as far as one knows; for "auto".
         clip: the largest norm of the whole gradient, if any.
         weight: a constant that multiplies loss and gradient from outside, so that it means the same under every loss.
@@ -77,7 +69,9 @@ class CapturedSVI(SVI):
         batch: from a step's arguments to the program's, ``(args, kwargs)``: gathering rows, drawing binary pixels. It
             is recorded with the rest. By default they are the same.
         watch: makes a :class:`Watch` for every step.
-        check_every: compare with the stock step once in so many steps.
+        check_every: compare with the stock step once in so many steps, and in the first after :meth:`read`: under
+            "cudagraph" and "cudagraph-inductor" if so many have passed since the last comparison, or a number that the
+            program can reach has changed.
 
     Raises:
         CaptureError: from a step, when a replay and the stock step disagree; it names what may have been frozen.
@@ -110,8 +104,7 @@ class CapturedSVI(SVI):
         watch: Callable[[], Watch] = Watch,
         check_every: int = 1000,
     ) -> None:
-        if backend not in ("auto", "off", "graph", "inductor", "cudagraph"):
-            raise ConfigError(f"backend: expected 'auto', 'off', 'graph', 'inductor' or 'cudagraph', got {backend!r}")
+        known("backend", backend, get_args(Backend))
         super().__init__(model, guide, Together(optim, clip), loss)
         if precision not in ("32", "bf16-mixed"):
             raise ConfigError(f"precision: expected '32' or 'bf16-mixed', got {precision!r}")
@@ -127,34 +120,34 @@ class CapturedSVI(SVI):
         self._met: dict[Any, dict[str, Tensor]] = {}
         self._graphs: dict[Any, Replay | None] = {}
         self._warned = False
-        self._flag = torch.zeros(())
-        self._sums: dict[str, float] = collections.defaultdict(float)
-        self._device_sums: dict[str, Tensor] = {}
-        self._late: dict[int, Any] = {}
-        self._read_at = 0
+        self._ledger = Ledger()
         self._check_next = False
+        self._checked: tuple[int, dict[str, Any] | None] = 0, None
+        self._static: StaticStep | None = None
 
     # One step
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Take one step; return the loss, a number, or under "cudagraph" a tensor that nobody has waited for."""
+        """Take one step; return the loss, a number, or from a CUDA graph a tensor that nobody has waited for."""
         self.steps += 1
         before = self._generators()
         replay, tensors, key = self._replay(args, kwargs)
+        self._static = None
         if replay is None:
             self._look_at_flag()
             loss, gradients = self._stock(args, kwargs, before)
             if key is not None:
                 self._met[key] = self._leaves
-        elif replay.runs < _FIRST_CHECKS or self.steps % self.check_every == 0 or self._check_next:
+        elif replay.runs < _FIRST_CHECKS or self._due():
             self._check_next = False
             self._look_at_flag()
-            self._late.clear()
+            self._ledger.forget()
             state = Generators(before.devices, self._program.buffers)
             with Sizes() as sizes:
                 expected = self._stock(args, kwargs, before)
             size = self.weight * sizes.size / self.elbo.num_particles
             about = replay.numbers, self._program.numbers(), self.steps
+            self._checked = self.steps, about[1]
             # A power of two changes no rounding.
             rounded = self.precision != "32" and math.frexp(self.weight)[0] != 0.5
             if replay.compiled:
@@ -165,8 +158,11 @@ class CapturedSVI(SVI):
             loss, gradients = replay(tensors)
             compare((loss, gradients), expected, size, replay.compiled, rounded, *about)
             self.watched = replay.watched
-        elif self.backend == "cudagraph":
-            return self._static_step(replay, tensors, before, (args, kwargs))
+        elif self._stays:
+            if replay.static is None:
+                replay.static = StaticStep(replay, self.optim, tensors, self._ledger)
+            self._static = replay.static
+            return self._nobody_waits(replay.static, tensors, before, (args, kwargs)).clone()
         else:
             loss, gradients = replay(tensors)
             self.watched = replay.watched
@@ -179,47 +175,65 @@ class CapturedSVI(SVI):
         self.optim([leaves[name] for name in gradients])
         # Pyro's own SVI adds to gradients it finds, so none are left for it.
         self.optim.zero_grad()
-        self._sums["loss"] += value
-        self._sums["steps"] += 1.0
-        for name, seen in self.watched.items():
-            self._sums[name] += seen.item()
+        self._ledger.add(loss=value, steps=1.0, **{name: seen.item() for name, seen in self.watched.items()})
         return value
 
-    def _static_step(self, replay: Replay, tensors: list[Tensor], before: Generators, call: Any) -> Tensor:
-        """Take a step that nobody waits for; keep what it takes to look at it again."""
-        if replay.static is None:
-            replay.static = StaticStep(replay, self.optim, tensors, self._flag, self._device_sums)
-        if len(self._late) >= _KEPT:
+    def run(self, batches: Iterable[tuple[Any, ...]]) -> None:
+        """Take a step for the arguments in each of ``batches``; nothing else may change the program meanwhile.
+
+        Whether it has changed is looked at once for every shape, which for a CUDA graph takes longer than the step.
+        """
+        ready: dict[Any, StaticStep] = {}
+        running = self._program.running
+        for args in batches:
+            shapes = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else None for v in args)
+            if (static := ready.get(shapes)) is None or self._due(1):
+                self.step(*args)
+                if self._static is not None and None not in shapes:
+                    ready[shapes] = self._static
+            else:
+                self.steps += 1
+                before = Generators(cuda_devices(self._ledger.flag.device), running)
+                self._nobody_waits(static, args, before, (args, {}))
+
+    @property
+    def _stays(self) -> bool:
+        """Whether whole steps stay on the device."""
+        return self.backend.startswith("cudagraph")
+
+    def _due(self, ahead: int = 0) -> bool:
+        """Whether this step, or one ahead, is to be compared with a stock one."""
+        return self._check_next or (self.steps + ahead) % self.check_every == 0
+
+    def _nobody_waits(self, static: StaticStep, tensors: Sequence[Tensor], before: Generators, call: Any) -> Tensor:
+        """Take a step; keep what it takes to look at it again."""
+        if self._ledger.full:
             self._look_at_flag()
-            self._late.clear()
-        self._late[self.steps] = before, call
-        return replay.static(tensors)
+            self._ledger.forget()
+        self._ledger.keep(self.steps, (before, call))
+        return static(tensors)
 
     def read(self) -> dict[str, float]:
         """Return the sums of ``loss``, ``steps`` and what was watched, over the steps since the last call.
 
-        Between two of these calls is where a program may have been changed, so the next step is compared with stock.
+        Between two of these calls is where a program may have been changed, so the next step is compared with stock;
+        of steps that stay on the device, where a comparison costs hundreds, see ``check_every``.
 
         Raises:
-            NonFiniteError: under "cudagraph", if a step since then was not finite; from there on nothing changed.
+            NonFiniteError: from a CUDA graph, if a step since then was not finite; from there on nothing changed.
         """
         self._look_at_flag()
-        sums, self._sums = self._sums, collections.defaultdict(float)
-        for name, value in self._device_sums.items():
-            sums[name] += value.item()
-            value.zero_()
-        self._late, self._read_at, self._check_next = {}, self.steps, True
-        return dict(sums)
+        at, numbers = self._checked
+        long_ago = self.steps - at >= self.check_every
+        self._check_next = not self._stays or long_ago or numbers != self._program.numbers()
+        return self._ledger.read(self.steps)
 
     def _look_at_flag(self) -> None:
-        if not self._flag.item():
+        if (found := self._ledger.bad()) is None:
             return
-        self._flag.zero_()
-        bad = self._read_at + int(self._sums["steps"] + self._device_sums["steps"].item()) + 1
-        before, (args, kwargs) = self._late[bad]
+        step, (before, (args, kwargs)) = found
         before.restore()
-        where = self._first_bad_site(args, kwargs) or "a gradient"
-        raise not_finite(bad, math.nan, where)
+        raise not_finite(step, math.nan, self._first_bad_site(args, kwargs) or "a gradient")
 
     def _stock(self, args: Any, kwargs: Any, before: Generators) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and the gradients as Pyro computes them, validation and all."""
@@ -288,13 +302,13 @@ class CapturedSVI(SVI):
         """The graph for these arguments and the program as it is now; None for a stock step."""
         if self.backend == "auto" and self.optim.leaves:
             self.backend = "cudagraph" if self._device.type == "cuda" and self.optim.capturable else "graph"
-        if self.backend == "cudagraph" and self.optim.leaves:
+        if self._stays and self.optim.leaves:
             if not (self.optim.capturable if self._device.type == "cuda" else self.optim.fused):
                 raise ConfigError(
-                    "backend='cudagraph': expected a fused optimiser whose rate is a tensor, which a graph looks up at "
-                    "every step: partial(Adam, lr=torch.tensor(1e-3, device='cuda'), fused=True, capturable=True)"
+                    f"backend={self.backend!r}: expected a fused optimiser whose rate is a tensor, which a graph looks "
+                    "up at every step: partial(Adam, lr=torch.tensor(1e-3, device='cuda'), fused=True, capturable=True)"
                 )
-            self._flag = self._flag.to(self._device)
+            self._ledger.to(self._device)
         if self.backend == "off":
             return None, [], None
         # Tensors alone need no walk through whatever the arguments may be, which takes longer than the rest of this.
@@ -330,7 +344,7 @@ class CapturedSVI(SVI):
 
         last = LastSite()
         try:
-            if (reason := self._cannot(*batch(*tensors))) is not None:
+            if (reason := cannot_record(self.guide, *batch(*tensors))) is not None:
                 return self._fall_back(reason)
             with last:
                 graph, reached = record(self._loss_of, list(leaves.values()), batch, self.watch, tensors)
@@ -341,41 +355,22 @@ class CapturedSVI(SVI):
             state.restore()
         names = list(leaves)
         replay = Replay(graph, [names[i] for i in reached], self._program.numbers())
-        if self.backend == "inductor" or self._repays_compiling(replay):
+        repays = self._choose and self.planned is not None and replay.repays_compiling(self.planned, self._device)
+        if repays or self.backend.endswith("inductor"):
             try:
                 replay.compile(tensors)
-                self.backend = "inductor"
+                self.backend = "cudagraph-inductor" if self._stays else "inductor"
             except (RuntimeError, OSError) as error:  # the compiler's own errors are RuntimeErrors
-                self.backend = "graph"
+                self.backend = "cudagraph" if self._stays else "graph"
                 warnings.warn(
                     f"not compiled, but replayed as recorded: {first_line(error)}", CaptureWarning, stacklevel=4
                 )
             state.restore()
         return replay
 
-    def _repays_compiling(self, replay: Replay) -> bool:
-        """Whether "auto" should compile: by the size of the graph, so that one run always chooses the same."""
-        if not self._choose or self.backend != "graph" or self.planned is None:
-            return False
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
-            return False
-        return replay.operations * _SAVED * self.planned > _COMPILING + replay.operations * _COMPILING_ONE
-
     def _loss_of(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._mixed():
             return self.weight * self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
-
-    @torch.no_grad()
-    def _cannot(self, args: Any, kwargs: Any) -> str | None:
-        """What about the guide a graph of this kind cannot hold, if anything."""
-        for name, site in poutine.trace(self.guide).get_trace(*args, **kwargs).nodes.items():
-            if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
-                continue
-            if site["infer"].get("enumerate"):
-                return f"site {name!r} is enumerated"
-            if not getattr(site["fn"], "has_rsample", False):
-                return f"site {name!r} is not reparameterised ({type(site['fn']).__name__})"
-        return None
 
     def _fall_back(self, reason: str) -> Any:
         """Take stock steps from now on, and say why, once."""

@@ -45,7 +45,7 @@ _ROWS = 64
 # How many weights are summed at a time, or more.
 _TOGETHER = 2**16
 # How many decoded numbers it takes until a recording, and a compilation, has paid for itself.
-_WORTH_RECORDING, _WORTH_COMPILING = 2e8, 4e9
+_WORTH_RECORDING, _WORTH_COMPILING = {"cpu": 2e8, "cuda": 2e10}, {"cpu": 4e9, "cuda": 4e12}
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,7 +220,9 @@ def log_likelihood(
     work = len(x) * samples * vae.numbers(x[:1])
     wanted = capture != "auto"
     if not wanted:
-        capture = "off" if work < _WORTH_RECORDING else "graph" if work < _WORTH_COMPILING else "inductor"
+        kind = "cuda" if device.type == "cuda" else "cpu"
+        compile, record = work >= _WORTH_COMPILING[kind], work >= _WORTH_RECORDING[kind]
+        capture = "inductor" if compile else "graph" if record else "off"
     every = y is not None and not vae.per_row(y)
     # What there is one of for each row.
     rows = {"x": x, "y": None if every else y, "mask": mask}

@@ -1,0 +1,103 @@
+r"""The ledger: what came of the steps since somebody last looked, kept on the device until somebody does.
+
+.. math:: \text{flag}_t = \max(\text{flag}_{t-1}, 1[\ell_t, \nabla \ell_t \text{ not finite}]), \qquad
+    \text{sums}_t = \text{sums}_{t-1} + 1[\text{flag}_t = 0]\, (\ell_t, 1, \ldots)
+
+Looking at a number on a GPU means waiting for it, so steps that nobody waits for add up there; and as one of them may
+turn out not to have been finite, the last of their inputs are kept, to run that one again and say where it began.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Ledger", "count"]
+
+# Steps whose inputs are kept, on the device.
+_KEPT = 100
+
+
+def count(loss: Tensor, norm: Tensor, watched: Sequence[Tensor], flag: Tensor, totals: Tensor) -> None:
+    """Raise the flag if this step is not finite, and add it to the totals if no step was; all in place.
+
+    Arguments:
+        loss: (), of the step.
+        norm: (), one number for its gradients: not finite if one of them is not.
+        watched: of shape (), what else is added up.
+        flag: (), zero until a step is not finite.
+        totals: (2 + len(watched),), in double precision: of the loss, of steps, of what is watched.
+    """
+    finite = (loss.double() + norm.double()).isfinite()
+    flag.copy_(torch.maximum(flag, (~finite).to(flag)))
+    values = torch.stack([v.double() for v in (loss, torch.ones_like(loss), *watched)])
+    totals.add_(torch.where(flag == 0, values, torch.zeros_like(values)))
+
+
+class Ledger:
+    """Sums over steps, of which some are on the device, and the inputs of the last of these."""
+
+    def __init__(self) -> None:
+        self.flag = torch.zeros(())
+        self.read_at = 0
+        self._sums: dict[str, float] = collections.defaultdict(float)
+        self._totals: dict[tuple[str, ...], Tensor] = {}
+        self._kept: dict[int, Any] = {}
+
+    def to(self, device: torch.device) -> None:
+        """Keep the flag, and the totals that are still to come, there."""
+        self.flag = self.flag.to(device)
+
+    def totals(self, watched: Mapping[str, Tensor]) -> Tensor:
+        """Return the totals on the device for steps with these names beside the loss; all their graphs share them."""
+        names = ("loss", "steps", *watched)
+        if names not in self._totals:
+            self._totals[names] = torch.zeros(len(names), dtype=torch.float64, device=self.flag.device)
+        return self._totals[names]
+
+    def add(self, **values: float) -> None:
+        """Add what is known of a step already."""
+        for name, value in values.items():
+            self._sums[name] += value
+
+    def keep(self, step: int, inputs: Any) -> None:
+        """Keep the inputs of a step that nobody waits for."""
+        self._kept[step] = inputs
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to look at the flag, and to forget what is kept."""
+        return len(self._kept) >= _KEPT
+
+    def forget(self) -> None:
+        """Forget the inputs that are kept."""
+        self._kept.clear()
+
+    def bad(self) -> tuple[int, Any] | None:
+        """Return the first step that was not finite and its inputs, or None; the flag is down afterwards. It waits."""
+        if not self.flag.item():
+            return None
+        self.flag.zero_()
+        step = self.read_at + int(self._read()["steps"]) + 1
+        return step, self._kept[step]
+
+    def _read(self) -> dict[str, float]:
+        sums = collections.defaultdict(float, self._sums)
+        for names, totals in self._totals.items():
+            for name, value in zip(names, totals.tolist(), strict=True):
+                sums[name] += value
+        return sums
+
+    def read(self, step: int) -> dict[str, float]:
+        """Return the sums since the last call, which begin anew after this step."""
+        sums = self._read()
+        self._sums.clear()
+        for totals in self._totals.values():
+            totals.zero_()
+        self.forget()
+        self.read_at = step
+        return dict(sums)

@@ -1,10 +1,10 @@
 """What the rows share: training that can be stopped and gone on with, the measurement, and the file of the result.
 
-A row is a protocol. Every seed of it is a run in a folder of its own, with its settings, and its state after every
-epoch; a run that is finished is read and not made again, and one of other settings is refused. ``--epochs`` stops
-earlier, measures what there is, and calls the row partial; without it, the same run goes on from there. What comes of
-all seeds is written to ``results/<row>.json``, from which ``table.py`` makes ``docs/results.md``. Seeds that stand
-there already, from another machine perhaps, stay there.
+A row is a protocol. Every seed of it is a run in a folder of its own, with its settings and its state; a run that is
+finished is read and not made again, and one of other settings is refused. ``--epochs`` stops earlier, measures what
+there is, and calls the row partial; without it, the same run goes on from there. What comes of all seeds is written to
+``results/<row>.json``, from which ``table.py`` makes ``docs/results.md``. Seeds that stand there already, from another
+machine perhaps, stay there.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def arguments(doc: str | None, seeds: int = 3) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rows", type=int, help="fewer images: a smoke run, whose numbers mean nothing")
     parser.add_argument("--epochs", type=int, help="fewer epochs for now: the result says so, and a later call goes on")
+    parser.add_argument("--every", type=int, default=1, help="write the state of a run once in so many epochs")
     parser.set_defaults(usual_seeds=list(range(seeds)))
     return parser
 
@@ -112,6 +113,7 @@ def run(
             seed=seed,
             device=args.device,
             checkpoint=out / "state",
+            checkpoint_every=args.every,
             resume=True,
             callbacks=callbacks,
             **options,
@@ -188,7 +190,7 @@ def _all_seeds(path: Path, out: Path, settings: dict[str, Any]) -> list[dict[str
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """All that decides what comes out but the seed, and how far training has got."""
-    elsewhere = ("root", "out", "results", "seeds", "device", "usual_seeds", "epochs")
+    elsewhere = ("root", "out", "results", "seeds", "device", "usual_seeds", "epochs", "every")
     given = {name: value for name, value in vars(args).items() if name not in elsewhere}
     return json.loads(json.dumps(given, default=str))
 
@@ -213,7 +215,7 @@ def _command(seeds: list[int], usual: list[int]) -> str:
     typed, words = list(sys.argv[1:]), []
     while typed:
         word = typed.pop(0)
-        if word in ("--root", "--out", "--results", "--seeds"):
+        if word in ("--root", "--out", "--results", "--seeds", "--every"):
             while typed and not typed[0].startswith("--"):
                 typed.pop(0)
         else:

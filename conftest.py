@@ -28,6 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Draw the seed of a fresh run; keep a GPU out of a run on the CPU, where "auto" would find it."""
     if config.getoption("--device") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        # What torch says of the first product in a thread of its own.
+        config.addinivalue_line("filterwarnings", "ignore:Attempting to run cuBLAS")
     if config.getoption("markexpr").strip() == "fresh":
         # In the environment, where the workers of pytest-xdist find it too.
         os.environ.setdefault("PPL_VAE_SEED", str(secrets.randbelow(2**31)))

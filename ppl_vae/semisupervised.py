@@ -99,7 +99,8 @@ class SemiSupervised(VAE):
         """As :meth:`VAE.model`; rows of ``y`` that are −1 are summed over."""
         if x is None:
             return super().model(None, y, mask, total)
-        x, mask = self._tensor(x), self._mask(x, mask)
+        x = self._tensor(x)
+        mask = self._mask(x, mask)
         weights, log_q, y = self._weights(x, y, mask)
         c = self._every_context(weights)
         log_p, row = self._log_p(log_q), y.clamp(min=0)[None]
@@ -121,7 +122,8 @@ class SemiSupervised(VAE):
 
     def guide(self, x: Any = None, y: Any = None, mask: Tensor | None = None, total: float | None = None) -> Tensor:
         """As :meth:`VAE.guide`, for every label at once: z is (labels, N, latent)."""
-        x, mask = self._tensor(x), self._mask(x, mask)
+        x = self._tensor(x)
+        mask = self._mask(x, mask)
         if x is None:
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
         weights, _, _ = self._weights(x, y, mask)

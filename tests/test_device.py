@@ -133,10 +133,12 @@ def test_log_likelihoods_are_exact_where_the_guide_is(capture, device):
     assert found.standard_error.max() < 1e-6
 
 
-@pytest.mark.fresh
 def test_measurements_are_of_the_model_on_the_device(device):
-    """Each against the truth, to α = 1e-6; a guide a tenth too wide has light tails."""
-    truth = Ppca(classes=3, strengths=(0.6, 0.4))
+    """Each against the truth, with one seed: log p to α = 1e-6, means to twenty standard errors, bounds to half a nat.
+
+    A guide a tenth too wide has weights of light tails.
+    """
+    truth = Ppca(classes=3, seed=0, strengths=(0.6, 0.4))
     x, y = truth.draw(60)
     log_p = truth.log_prob(x, y)
     vae = truth.vae(stretch=1.1).to(device)

@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..errors import CaptureError
 from .guard import first_line
 from .recording import CaptureWarning, Generators, no_host_reads
+from .replay import quietly
 from .rewriting import keep_draws, rewrite
 from .simplify import simplify, written
 
@@ -101,7 +102,8 @@ class TwoStages:
         """Compile, and return the first draw; None where that fails, as it does without a C++ compiler."""
         self.second = torch.compile(self._second, dynamic=False, options={"fallback_random": True})
         try:
-            return self()
+            with quietly():
+                return self()
         except (RuntimeError, OSError) as error:
             warnings.warn(f"not compiled, but replayed as recorded: {first_line(error)}", CaptureWarning, stacklevel=4)
             self.second = self._second

@@ -30,7 +30,8 @@ from .ledger import Ledger
 from .optimiser import Together
 from .program import SCALARS, Program
 from .recording import CaptureWarning, Generators, cannot_record, record
-from .replay import Replay, StaticStep
+from .replay import Replay
+from .static import StaticStep, cannot_stay, look_up
 
 __all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Watch"]
 
@@ -106,8 +107,7 @@ class CapturedSVI(SVI):
     ) -> None:
         known("backend", backend, get_args(Backend))
         super().__init__(model, guide, Together(optim, clip), loss)
-        if precision not in ("32", "bf16-mixed"):
-            raise ConfigError(f"precision: expected '32' or 'bf16-mixed', got {precision!r}")
+        known("precision", precision, ("32", "bf16-mixed"))
         self.elbo, self.check_every, self.weight, self.precision = loss, check_every, weight, precision
         self._choose, self.planned = backend == "auto", steps
         short = backend == "auto" and steps is not None and steps < _WORTH_RECORDING
@@ -122,7 +122,8 @@ class CapturedSVI(SVI):
         self._warned = False
         self._ledger = Ledger()
         self._check_next = False
-        self._checked: tuple[int, dict[str, Any] | None] = 0, None
+        # The step of the last comparison, and the program's numbers then.
+        self._checked: tuple[int, Any] = 0, None
         self._static: StaticStep | None = None
 
     # One step
@@ -223,9 +224,8 @@ class CapturedSVI(SVI):
             NonFiniteError: from a CUDA graph, if a step since then was not finite; from there on nothing changed.
         """
         self._look_at_flag()
-        at, numbers = self._checked
-        long_ago = self.steps - at >= self.check_every
-        self._check_next = not self._stays or long_ago or numbers != self._program.numbers()
+        long_ago = self.steps - self._checked[0] >= self.check_every
+        self._check_next = not self._stays or long_ago or self._checked[1] != self._program.numbers()
         return self._ledger.read(self.steps)
 
     def _look_at_flag(self) -> None:
@@ -314,6 +314,8 @@ class CapturedSVI(SVI):
         # Tensors alone need no walk through whatever the arguments may be, which takes longer than the rest of this.
         simple = not kwargs and all(isinstance(value, Tensor) for value in args)
         flat, spec = (args, None) if simple else pytree.tree_flatten((args, kwargs))
+        if self._stays:
+            flat = [value.to(self._device) if isinstance(value, Tensor) else value for value in flat]
         tensors = [value for value in flat if isinstance(value, Tensor)]
         inputs = tuple((v.shape, v.dtype, v.device, v.requires_grad) if isinstance(v, Tensor) else v for v in flat)
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
@@ -323,9 +325,7 @@ class CapturedSVI(SVI):
             return self._graphs[key], tensors, key
         if key not in self._met:
             if len(self._met) >= _MOST_SHAPES:
-                self._fall_back(
-                    f"no two steps are alike in {_MOST_SHAPES}: an argument that is no tensor keeps changing"
-                )
+                self._fall_back(f"no two of {_MOST_SHAPES} steps are alike: an argument, no tensor, keeps changing")
             return None, tensors, key
         self._graphs[key] = self._record(flat, spec, tensors, self._met[key])
         return self._graphs[key], tensors, key
@@ -353,18 +353,19 @@ class CapturedSVI(SVI):
             return self._fall_back(f"recording stopped {last}: {first_line(error)}")
         finally:
             state.restore()
+        if self._stays:
+            look_up(graph)
+            if (reason := cannot_stay(graph, self._device)) is not None:
+                self.backend = "inductor" if "inductor" in self.backend else "graph"
+                self._warn(f"not in one CUDA graph, but replayed as recorded: {reason}")
         names = list(leaves)
         replay = Replay(graph, [names[i] for i in reached], self._program.numbers())
         repays = self._choose and self.planned is not None and replay.repays_compiling(self.planned, self._device)
         if repays or self.backend.endswith("inductor"):
-            try:
-                replay.compile(tensors)
-                self.backend = "cudagraph-inductor" if self._stays else "inductor"
-            except (RuntimeError, OSError) as error:  # the compiler's own errors are RuntimeErrors
-                self.backend = "cudagraph" if self._stays else "graph"
-                warnings.warn(
-                    f"not compiled, but replayed as recorded: {first_line(error)}", CaptureWarning, stacklevel=4
-                )
+            if (reason := replay.compile(tensors)) is not None:
+                self._warn(f"not compiled, but replayed as recorded: {reason}")
+            kinds = ("cudagraph-inductor", "cudagraph") if self._stays else ("inductor", "graph")
+            self.backend = kinds[reason is not None]
             state.restore()
         return replay
 
@@ -375,8 +376,12 @@ class CapturedSVI(SVI):
     def _fall_back(self, reason: str) -> Any:
         """Take stock steps from now on, and say why, once."""
         if not self._warned:
-            warnings.warn(f"this program takes stock steps: {reason}", CaptureWarning, stacklevel=4)
+            self._warn(f"this program takes stock steps: {reason}")
         self._warned, self.backend = True, "off"
+
+    @staticmethod
+    def _warn(message: str) -> None:
+        warnings.warn(message, CaptureWarning, stacklevel=5)
 
     # What is not finite
 

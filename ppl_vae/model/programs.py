@@ -59,7 +59,8 @@ class Programs(Checked):
         Returns:
             x, observed or sampled, (N, *x_shape).
         """
-        x, mask = self._tensor(x), self._mask(x, mask)
+        x = self._tensor(x)
+        mask = self._mask(x, mask)
         c, size = self._programs_context(x, y)
         with self._plate(size, total):
             with self._kl_weight():
@@ -76,7 +77,8 @@ class Programs(Checked):
         Returns:
             z, (N, latent).
         """
-        x, mask = self._tensor(x), self._mask(x, mask)
+        x = self._tensor(x)
+        mask = self._mask(x, mask)
         if x is None:
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
         c, size = self._programs_context(x, y)

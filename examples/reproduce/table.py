@@ -175,7 +175,7 @@ def main() -> None:
         found = results[name]
         values = figure(found)
         published = found.get("published", row.published)
-        minutes = sum(seed["seconds"] for seed in found["seeds"]) / len(values) / 60
+        seconds = sum(seed["seconds"] for seed in found["seeds"]) / len(values)
         page.append(
             line(
                 [
@@ -186,7 +186,7 @@ def main() -> None:
                     doubts(found),
                     str(len(values)),
                     "/".join(str(n) for n in dict.fromkeys(seed["epochs"] for seed in found["seeds"])),
-                    f"{minutes:.0f} min",
+                    f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min",
                     "; ".join(sorted({seed["hardware"] for seed in found["seeds"]})),
                     row.protocol,
                     f"`{found['command']}`",

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from .data import Split
 from .errors import ConfigError, DataError, ShapeError
 from .model import VAE
+from .networks import widest
 
 __all__ = ["READ_ONCE", "Batches"]
 
@@ -207,7 +208,8 @@ class Batches:
             yield from self._from_loader()
         else:
             # Many small batches are mostly overhead, where nothing has to be kept for a gradient.
-            fit = _TOGETHER["cuda" if self.device.type == "cuda" else "cpu"] // self.vae.numbers(self.x[:1])
+            numbers = max(self.vae.numbers(self.x[:1]), widest(self.vae.encoder))
+            fit = _TOGETHER["cuda" if self.device.type == "cuda" else "cpu"] // numbers
             for index in torch.arange(len(self.x), device=self.device).split(max(self.batch_size, fit)):
                 yield self.draw(index)[0]
 

@@ -80,7 +80,7 @@ def folders(
     same = resume is not None and Path(resume).resolve() == Path(checkpoint).resolve()
     if not (same or overwrite) and has_state(checkpoint):
         raise CheckpointError(
-            f"{checkpoint} holds the state of a training, which the first epoch of this one would replace: pass "
+            f"{checkpoint} holds the state of a training, which this one would replace: pass "
             "resume=True to continue it or overwrite=True to replace it, or name another folder"
         )
     return checkpoint, resume

@@ -72,7 +72,7 @@ def fit(
     Calling it again continues from the parameters reached, with a fresh optimiser. The model comes back in ``eval()``
     mode, on the device it was trained on, and leaves nothing in Pyro's param store but what functions of yours made by
     ``pyro.param``, which ``pv.save`` does not know. So it does when training is interrupted (Ctrl-C), with its last
-    weights; the best under ``patience`` are then in ``checkpoint`` alone.
+    weights; the best under ``patience`` are then in ``checkpoint`` alone, as of its last writing.
 
     Arguments:
         vae: the model.
@@ -100,7 +100,8 @@ def fit(
         seed: of every random number in training, whatever the caller's generators, which are left as they were; None
             uses those. The first weights are drawn when the model is built: ``torch.manual_seed`` before that.
         checkpoint: a folder to write the state of training to.
-        checkpoint_every: how many epochs from one writing to the next; the last epoch is always written.
+        checkpoint_every: how many epochs from one writing to the next; the last epoch is always written, and if it is
+            more than one, so is the beginning.
         resume: such a folder to continue from, bit for bit where ``epochs``, ``lr`` and ``beta`` are what they were and
             the data are tensors; it is also written to unless ``checkpoint`` names another. True is to continue from
             ``checkpoint`` if there is a state in it, and else to begin, so that a script can be run again and again.
@@ -227,6 +228,10 @@ def fit(
                         f"patience: {resume} was written without it at times, or for another β, and has not kept the "
                         "best model: resume without patience, or train anew with it"
                     )
+            begun = len(history)
+            if checkpoint is not None and resume is None and checkpoint_every > 1:
+                # What is there would else be gone on with, if this training were stopped before its first writing.
+                store(checkpoint, vae, steps, history, best)
             bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress, dynamic_ncols=True)
             with bar:
                 for epoch in range(len(history) + 1, epochs + 1):
@@ -246,7 +251,8 @@ def fit(
                     history.append(row)
                     if patience is not None and history.best_epoch(last_beta) == epoch:
                         best = epoch, {k: v.clone() for k, v in weights(vae, steps).items()}
-                    if checkpoint is not None and epoch % checkpoint_every == 0:
+                    written = epoch % checkpoint_every == 0 or epoch == epochs
+                    if checkpoint is not None and written:
                         store(checkpoint, vae, steps, history, best)
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
                     bar.set_postfix_str(f"−ELBO {shown:.2f} nats, {row['rate']:,.0f} rows/s")
@@ -255,7 +261,7 @@ def fit(
                         stop = any([callback(vae, history) is True for callback in callbacks])
                     if stop:
                         break
-            if checkpoint is not None and len(history) % checkpoint_every:
+            if checkpoint is not None and len(history) > begun and not written:
                 store(checkpoint, vae, steps, history, best)
             if patience is not None and best is not None:
                 set_weights(vae, steps, best[1], "the best model")

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI
 from ppl_vae.capture.static import cannot_stay, look_up
+from ppl_vae.errors import CaptureError, NonFiniteError
 from ppl_vae.objectives import Trace_ELBO
 
 aten = torch.ops.aten
@@ -60,7 +61,22 @@ def test_a_mask_that_is_written_to_is_not_looked_up():
     assert torch.equal(graph(x), x[:, held.nonzero()[:1, 0]])
 
 
-ELSEWHERE = torch.ones(4)
+def test_a_mask_that_is_made_and_written_to_is_not_looked_up():
+    def function(x):
+        mask = ~MASK
+        mask[0] = True
+        places = MASK.nonzero()
+        places.sub_(1)
+        return x[:, mask].sum(-1) + x[:, places[1:, 0]].sum(-1)
+
+    x = torch.randn(3, 4)
+    graph = make_fx(function)(x)
+    look_up(graph)
+    for _ in range(3):
+        assert torch.equal(graph(x), function(x))
+
+
+ELSEWHERE, NUMBER = torch.ones(4), torch.tensor(2.0)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +86,10 @@ ELSEWHERE = torch.ones(4)
         (lambda x: x * torch.tensor(2.0), None),  # a number on the host is an argument
         (lambda x: x + ELSEWHERE.to(x.device), "is on cpu"),
         (lambda x: x + torch.full((), 3.0).to(x.device), "is brought to meta"),
+        (lambda x: x * NUMBER, "may change"),
+        (lambda x: x * torch.rand(()), "may change"),
     ],
-    ids=["all there", "a number", "a tensor elsewhere", "a number to be brought"],
+    ids=["all there", "a number", "a tensor elsewhere", "a number to be brought", "one that is held", "one drawn"],
 )
 def test_what_a_cuda_graph_cannot_hold(function, expected):
     x = torch.empty(3, 4, device="meta")
@@ -141,3 +159,131 @@ def test_arguments_are_brought_to_where_the_parameters_are():
     assert losses[-1] < losses[0]
     (replay,) = [replay for replay in svi._graphs.values() if replay is not None]
     assert all(buffer.device == body.weight.device for buffer in replay.static.inputs)
+
+
+# What a recording hands to an optimiser
+
+
+def test_gradients_are_laid_out_as_their_parameters_and_share_no_memory():
+    """A fused optimiser reads both as if they were; clipping would scale twice what two parameters share."""
+
+    def model(x):
+        W = pyro.param("W", torch.arange(6.0).reshape(2, 3))
+        a, c = (pyro.param(name, torch.zeros(3)) for name in "ac")
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(2 * (x[:, :2] @ W) + a + c, 1.0).to_event(1), obs=x)
+        pyro.sample("V", dist.Normal(W.t() * 2, 1.0).to_event(2), obs=torch.ones(3, 2))
+
+    torch.manual_seed(0)
+    x, found = torch.randn(5, 3), []
+    for backend in ("off", "graph", "cudagraph"):
+        pyro.clear_param_store()
+        adam = functools.partial(torch.optim.Adam, lr=1e-1, fused=True)
+        svi = CapturedSVI(model, lambda x: None, adam, Trace_ELBO(), backend, clip=1.0)
+        losses = [float(svi.step(x)) for _ in range(20)]
+        found.append([*losses, *(pyro.param(name).flatten()[0].item() for name in "Wac")])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_gradient_of_one_shape_moves_nothing_in_a_step_of_another():
+    """The program with y has a parameter that the one without does not reach."""
+
+    def model(x, y=None):
+        b, c = pyro.param("b", torch.zeros(())), pyro.param("c", torch.zeros(()))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+            if y is not None:
+                pyro.sample("y", dist.Normal(c, 1.0), obs=y)
+
+    torch.manual_seed(0)
+    x, y, found = torch.randn(5), torch.randn(5) + 1, []
+    for backend in ("off", "cudagraph"):
+        pyro.clear_param_store()
+        adam = functools.partial(torch.optim.SGD, lr=1e-2, momentum=0.9, fused=True)
+        svi = CapturedSVI(model, lambda *args: None, adam, Trace_ELBO(), backend)
+        for _ in range(12):
+            svi.step(x, y)
+            svi.step(x)
+        found.append(pyro.param("c").item())
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+# Which step it was
+
+
+def regression(backend="cudagraph", **options):
+    def model(x, y):
+        slope = pyro.param("slope", torch.zeros(()))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    adam = functools.partial(torch.optim.Adam, lr=1e-2, fused=True)
+    svi = CapturedSVI(model, lambda x, y: None, adam, Trace_ELBO(), backend, **options)
+    x = torch.linspace(-1, 1, 8)
+    return svi, (x, x + 0.1), (x, x * torch.nan)
+
+
+def trained(svi, batches):
+    svi.run(batches)
+    return svi.read()
+
+
+def test_a_bad_step_is_named_after_others_were_caught():
+    svi, good, bad = regression()
+    svi.run([good])
+    with pytest.raises(NonFiniteError, match="step 2:"):
+        svi.step(*bad)
+    with pytest.raises(NonFiniteError, match="step 16:"):
+        trained(svi, [good] * 13 + [bad] + [good] * 5)
+    # That step, and those after it whose updates did nothing, are of the past.
+    with pytest.raises(NonFiniteError, match="step 25:"):
+        trained(svi, [good] * 3 + [bad])
+
+
+def test_a_bad_step_is_named_in_a_run_that_was_resumed():
+    svi, good, bad = regression()
+    svi.run([good] * 10)
+    svi.read()
+    svi.steps = 1000
+    with pytest.raises(NonFiniteError, match="step 1006:"):
+        trained(svi, [good] * 5 + [bad] + [good])
+
+
+def test_a_bad_step_is_named_where_another_shape_cannot_stay(monkeypatch):
+    """From there on steps are replayed one by one, and a flag that is up by then is looked at first."""
+    svi, good, bad = regression()
+    svi.run([good] * 10)
+    monkeypatch.setattr("ppl_vae.capture.svi.cannot_stay", lambda *args: "a reason")
+    short = tuple(t[:3] for t in good)
+    # The stock step of the new shape is the first to look.
+    with pytest.raises(NonFiniteError, match="step 13:"):
+        svi.run([good] * 2 + [bad] + [good] * 3 + [short] * 4)
+    with pytest.warns(pv.capture.CaptureWarning, match="not in one CUDA graph, .* a reason"):
+        svi.run([short] * 4 + [good] * 3)
+    assert svi.backend == "graph"
+    with pytest.raises(NonFiniteError, match=rf"step {svi.steps + 2}:"):
+        svi.run([good, bad])
+
+
+def test_a_step_that_no_cuda_graph_can_hold_is_replayed(monkeypatch):
+    def refused(*args):
+        raise CaptureError("no CUDA graph can hold this step: a reason")
+
+    monkeypatch.setattr("ppl_vae.capture.svi.StaticStep", refused)
+    svi, good, _ = regression()
+    with pytest.warns(pv.capture.CaptureWarning, match="replayed as recorded: no CUDA graph .* a reason"):
+        sums = trained(svi, [good] * 12)
+    assert (svi.backend, sums["steps"]) == ("graph", 12)
+
+
+def test_batches_without_labels_are_run_like_others():
+    """A loader of images gives (x, None); what is no tensor has no buffer."""
+    vae = pv.vae((4,), 2, hidden=(8,))
+    svi = CapturedSVI(vae.model, vae.guide, functools.partial(torch.optim.Adam, fused=True), Trace_ELBO(), "cudagraph")
+    x = torch.rand(6, 4).round()
+    looks = []
+    step, svi.step = svi.step, lambda *args: looks.append(args) or step(*args)
+    svi.run([(x, None)] * 20)
+    assert svi.read()["steps"] == 20
+    assert len(looks) < 10

@@ -818,6 +818,35 @@ def test_one_line_begins_and_goes_on(tmp_path: Path) -> None:
         run(whole, x, resume=True)
 
 
+def test_a_state_may_be_written_less_often(tmp_path: Path) -> None:
+    """At the beginning, every third epoch, and after the last; the run that goes on from the third is the same."""
+    x, first = binary(), a_vae()
+    whole, resumed, folder = copy.deepcopy(first), copy.deepcopy(first), tmp_path / "run"
+    history = run(whole, x, epochs=7)
+    written: list[int] = []
+
+    def look(vae: pv.VAE, history: pv.History) -> None:
+        written.append(len(json.loads((folder / "training.json").read_text())["history"]))
+        if len(history) == 5:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"epochs": 7, "checkpoint": folder, "checkpoint_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        run(copy.deepcopy(first), x, callbacks=look, **options)
+    assert written == [0, 0, 3, 3, 3]
+    assert numbers(run(resumed, x, resume=True, **options)) == numbers(history)
+    assert same(weights(whole), weights(resumed))
+    assert len(json.loads((folder / "training.json").read_text())["history"]) == 7
+    # A training that is to be replaced is, before the first epoch of the new one is over.
+    with pytest.raises(KeyboardInterrupt):
+        run(copy.deepcopy(first), x, callbacks=look, overwrite=True, **options)
+    assert written[5] == 0
+    stopped = run(copy.deepcopy(first), x, callbacks=lambda vae, h: len(h) == 4, overwrite=True, **options)
+    assert len(stopped) == len(json.loads((folder / "training.json").read_text())["history"]) == 4
+    with pytest.raises(ConfigError, match="checkpoint_every"):
+        run(copy.deepcopy(first), x, checkpoint=tmp_path / "other", checkpoint_every=0)
+
+
 @pytest.mark.parametrize("beta", [warmup(6, beta=8.0), 8.0])
 def test_patience_waits_for_the_loss_that_training_ends_with(beta: Any, tmp_path: Path) -> None:
     """−log p + 8 KL, not −ELBO, which is best where β, on its way to 8, is about 1."""

@@ -9,8 +9,8 @@ autoencoders: this folder knows Pyro and torch, and nothing of a VAE.
 """
 
 from .optimiser import Together
-from .recording import CaptureWarning, Generators
+from .recording import CaptureWarning, Generators, Watch
 from .stages import TwoStages
-from .svi import Backend, CapturedSVI, Watch
+from .svi import Backend, CapturedSVI
 
 __all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Generators", "Together", "TwoStages", "Watch"]

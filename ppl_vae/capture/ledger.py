@@ -43,10 +43,11 @@ class Ledger:
 
     def __init__(self) -> None:
         self.flag = torch.zeros(())
-        self.read_at = 0
         self._sums: dict[str, float] = collections.defaultdict(float)
         self._totals: dict[tuple[str, ...], Tensor] = {}
         self._kept: dict[int, Any] = {}
+        # How many steps the device had counted when the first of these was kept.
+        self._before = 0
 
     def to(self, device: torch.device) -> None:
         """Keep the flag, and the totals that are still to come, there."""
@@ -70,34 +71,38 @@ class Ledger:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to look at the flag, and to forget what is kept."""
+        """Whether it is time to look at the flag."""
         return len(self._kept) >= _KEPT
 
-    def forget(self) -> None:
-        """Forget the inputs that are kept."""
-        self._kept.clear()
+    def look(self) -> tuple[int, Any] | None:
+        """Return the first step that was not finite and its inputs, or None. It waits.
 
-    def bad(self) -> tuple[int, Any] | None:
-        """Return the first step that was not finite and its inputs, or None; the flag is down afterwards. It waits."""
+        Afterwards the flag is down, and no inputs are kept.
+        """
+        if not self._kept:
+            return None
+        counted = int(self._on_device()["steps"])
+        kept, self._kept = list(self._kept.items()), {}
+        good, self._before = counted - self._before, counted
         if not self.flag.item():
             return None
         self.flag.zero_()
-        step = self.read_at + int(self._read()["steps"]) + 1
-        return step, self._kept[step]
+        return kept[good]
 
-    def _read(self) -> dict[str, float]:
-        sums = collections.defaultdict(float, self._sums)
+    def _on_device(self) -> dict[str, float]:
+        sums: dict[str, float] = collections.defaultdict(float)
         for names, totals in self._totals.items():
             for name, value in zip(names, totals.tolist(), strict=True):
                 sums[name] += value
         return sums
 
-    def read(self, step: int) -> dict[str, float]:
-        """Return the sums since the last call, which begin anew after this step."""
-        sums = self._read()
+    def read(self) -> dict[str, float]:
+        """Return the sums since the last call, which begin anew."""
+        sums = self._on_device()
+        for name, value in self._sums.items():
+            sums[name] += value
         self._sums.clear()
         for totals in self._totals.values():
             totals.zero_()
-        self.forget()
-        self.read_at = step
+        self._before = 0
         return dict(sums)

@@ -50,9 +50,13 @@ class Together(pyro.optim.PyroOptim):
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph may hold its step: fused, and its rate a tensor; a number would stay as it is."""
+        """Whether a CUDA graph may hold its step: fused, and its rate a tensor there; a number would stay as it is."""
+
+        def there(lr: Any, params: list[Tensor]) -> bool:
+            return isinstance(lr, Tensor) and all(lr.device == p.device for p in params)
+
         groups = getattr(self.optimizer, "param_groups", [{}])
-        return self.fused and all(group.get("capturable") and isinstance(group["lr"], Tensor) for group in groups)
+        return self.fused and all(group.get("capturable") and there(group["lr"], group["params"]) for group in groups)
 
     def meet(self, leaves: Mapping[str, Tensor]) -> None:
         """Take on parameters by name; new ones join those that are there.

@@ -19,19 +19,28 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.fx import GraphModule
 
-from .simplify import simplify
+from .simplify import separate, simplify
 
-__all__ = ["CaptureWarning", "Generators", "cannot_record", "no_host_reads", "record"]
+__all__ = ["CaptureWarning", "Generators", "Watch", "cannot_record", "no_host_reads", "record"]
 
 _lock = threading.Lock()
 
 
 class CaptureWarning(UserWarning):
     """What runs slower than was asked for, and why."""
+
+
+class Watch(Messenger):
+    """Stands outside a program and sees its sites pass; its ``values()`` are there beside the loss of every step."""
+
+    def values(self) -> dict[str, Tensor]:
+        """Return what was seen; nothing, unless a subclass looks."""
+        return {}
 
 
 def record(
@@ -69,6 +78,7 @@ def record(
         graph = make_fx(run)(*inputs)
     with torch.no_grad():
         simplify(graph, inputs)
+    separate(graph, [leaves[i] for i in reached])
     return graph, reached
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-__all__ = ["simplify", "written"]
+__all__ = ["separate", "simplify", "written"]
 
 aten = torch.ops.aten
 # Operations that give back what they were given, if shape and dtype are what they were.
@@ -111,8 +112,46 @@ def _frozen(value: Any) -> Any:
     return value if isinstance(value, Node) else (type(value), repr(value))
 
 
+def separate(graph: GraphModule, leaves: Sequence[torch.Tensor]) -> None:
+    """Give every gradient memory of its own, laid out as its parameter's, in place.
+
+    Two may be one tensor, which clipping would scale twice; and fused optimisers read both as if they were laid out
+    alike, whatever their strides.
+
+    Arguments:
+        graph: whose second output is the list of gradients.
+        leaves: what they are of.
+    """
+    (output,) = graph.graph.find_nodes(op="output")
+    loss, gradients, *rest = output.args[0]
+    root, _ = _memory(graph)
+    taken, own = {root.get(loss)}, []
+    for node, leaf in zip(gradients, leaves, strict=True):
+        value = node.meta.get("val")
+        alike = isinstance(value, torch.Tensor) and value.stride() == leaf.stride()
+        if not alike or root[node] in taken or root[node].op != "call_function":
+            with graph.graph.inserting_before(output):
+                empty = graph.graph.call_function(
+                    aten.new_empty_strided.default, (node, list(leaf.shape), list(leaf.stride()))
+                )
+                node = graph.graph.call_function(aten.copy_.default, (empty, node))
+        else:
+            taken.add(root[node])
+        own.append(node)
+    output.args = ((loss, own, *rest),)
+    graph.recompile()
+
+
 def written(graph: GraphModule) -> set[Node]:
     """Every node that shares memory with one that an operation writes to."""
+    root, dirty = _memory(graph)
+    same = {id(getattr(graph, str(n.target))) for n in dirty if n.op == "get_attr"}
+    held = {n for n in root if n.op == "get_attr" and id(getattr(graph, str(n.target))) in same}
+    return {node for node, origin in root.items() if origin in dirty | held}
+
+
+def _memory(graph: GraphModule) -> tuple[dict[Node, Node], set[Node]]:
+    """Whose memory each node shows, and which of these are written to."""
     root: dict[Node, Node] = {}
     dirty: set[Node] = set()
     for node in graph.graph.nodes:
@@ -126,9 +165,7 @@ def written(graph: GraphModule) -> set[Node]:
             root[node] = root[value]
             if argument.alias_info.is_write:
                 dirty.add(root[value])
-    same = {id(getattr(graph, str(n.target))) for n in dirty if n.op == "get_attr"}
-    held = {n for n in root if n.op == "get_attr" and id(getattr(graph, str(n.target))) in same}
-    return {node for node, origin in root.items() if origin in dirty | held}
+    return root, dirty
 
 
 class _Kinds(Interpreter):

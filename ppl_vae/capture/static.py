@@ -8,7 +8,8 @@ which is how it is tested without one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ __all__ = ["StaticStep", "cannot_stay", "look_up"]
 
 aten = torch.ops.aten
 _INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+# How a number in the text of a program is recorded: torch.tensor(2.0).
+_LIFTED = aten.lift_fresh_copy.default
 _COPIES = (aten._to_copy.default, aten.copy.default, aten.copy_.default)
 
 
@@ -41,7 +44,7 @@ def look_up(graph: GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op == "get_attr" and node not in dirty and getattr(graph, node.target).dtype == torch.bool:
             masks[node] = getattr(graph, node.target)
-        if node.op != "call_function":
+        if node.op != "call_function" or (node in dirty and node.target not in _INDEXED):
             continue
         if node.target in (aten.bitwise_not.default, aten.logical_not.default) and node.args[0] in masks:
             masks[node] = ~masks[node.args[0]]
@@ -87,14 +90,28 @@ def cannot_stay(graph: GraphModule, device: torch.device) -> str | None:
             return f"{node.target} looks at values"
         if elsewhere(node) and value(node).dim():
             return f"{node.name} is on {value(node).device}"
-        # A number elsewhere is an argument like any other, unless it is to be brought here.
+        # A number elsewhere that is always the same is an argument like any other, unless it is to be brought here.
         if node.target in _COPIES and any(map(elsewhere, node.all_input_nodes)):
             return f"{node.name} is brought to {device}"
+        if elsewhere(node) and (node.op != "get_attr" or any(user.target is not _LIFTED for user in node.users)):
+            made_of = [n for n in node.all_input_nodes if not elsewhere(n)]
+            if node.op != "call_function" or torch.Tag.nondeterministic_seeded in tags or made_of:
+                return f"{node.name}, a number on {value(node).device}, may change"
     return None
 
 
+@contextmanager
+def _stopping(allowed: bool) -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        torch.cuda.set_sync_debug_mode(before if allowed else "error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 class StaticStep:
-    """A whole step; the first that is not finite raises a flag on the device, and nothing moves from then on.
+    """A whole step; the first that is not finite raises a flag on the device, and no parameter moves from then on.
 
     The optimiser takes the flag as its ``found_inf`` and does nothing, then and in every later step, until somebody
     looks.
@@ -104,15 +121,25 @@ class StaticStep:
         optim: with an optimiser that is fused, which is what understands ``found_inf``, and on CUDA capturable.
         tensors: inputs like those of every step.
         ledger: holds the flag, shared by all the graphs of a program, and the sums.
+        buffers: of the program, which a step may write to.
 
     Raises:
         CaptureError: if no CUDA graph can hold it.
     """
 
-    def __init__(self, replay: Replay, optim: Together, tensors: Sequence[Tensor], ledger: Ledger) -> None:
+    def __init__(
+        self,
+        replay: Replay,
+        optim: Together,
+        tensors: Sequence[Tensor],
+        ledger: Ledger,
+        buffers: Sequence[Tensor] = (),
+    ) -> None:
         self.replay, self.optim, self.flag = replay, optim, ledger.flag
         self.totals = ledger.totals(replay.watched)
-        self.inputs = [tensor.clone() for tensor in tensors]
+        self.inputs = [tensor.detach().clone() for tensor in tensors]
+        self.buffers = buffers
+        self.places = self._places()
         self._count: Callable[..., None] = count
         self.cuda_graph: Any = None
         device = self.flag.device
@@ -120,26 +147,35 @@ class StaticStep:
             return
         if replay.compiled:
             self._count = torch.compile(count, dynamic=False)
-        state = Generators([device])
+        state = Generators([device], buffers)
         # Libraries set themselves up in their first runs, which must be over, on another stream, before a capture.
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream), quietly():
-            for _ in range(3):
-                loss, gradients = replay(self.inputs)
-                self._add_up(loss, gradients, torch.zeros_like(self.flag), torch.zeros_like(self.totals))
-        torch.cuda.current_stream(device).wait_stream(stream)
-        state.restore()
-        self.cuda_graph = torch.cuda.CUDAGraph()
         try:
-            # On a stream of that device, whichever is the current one.
-            with torch.cuda.graph(self.cuda_graph, stream=stream):
+            with torch.cuda.stream(stream), quietly():
+                for once_more in (True, True, False):
+                    # What stops the device would spoil a capture, so it is looked for before there is one.
+                    with _stopping(allowed=once_more):
+                        loss, gradients = replay(self.inputs)
+                        self._add_up(loss, gradients, torch.zeros_like(self.flag), torch.zeros_like(self.totals))
+            torch.cuda.current_stream(device).wait_stream(stream)
+            state.restore()
+            self.cuda_graph = torch.cuda.CUDAGraph()
+            # On a stream of that device, whichever is the current one; other threads may go on.
+            with torch.cuda.graph(self.cuda_graph, stream=stream, capture_error_mode="thread_local"):
                 self._step()
         except RuntimeError as error:
-            raise CaptureError(
-                f"no CUDA graph can hold this step: {first_line(error)}. Record it without one: capture='graph' in "
-                "fit, backend='graph' in CapturedSVI"
-            ) from error
+            state.restore()
+            raise CaptureError(f"no CUDA graph can hold this step: {first_line(error)}") from error
+
+    def _places(self) -> list[int]:
+        state = (v for values in self.optim.optimizer.state.values() for v in values.values() if isinstance(v, Tensor))
+        return [tensor.data_ptr() for tensor in (*self.optim.leaves.values(), *self.buffers, *state)]
+
+    @property
+    def moved(self) -> bool:
+        """Whether a parameter, a buffer or a moment is no longer where a CUDA graph would write to."""
+        return self.cuda_graph is not None and self.places != self._places()
 
     @torch.no_grad()
     def _add_up(self, loss: Tensor, gradients: dict[str, Tensor], flag: Tensor, totals: Tensor) -> None:
@@ -147,13 +183,17 @@ class StaticStep:
 
     @torch.no_grad()
     def _step(self) -> None:
+        # A gradient that is left there by another shape's graph would be taken for one of this step.
+        self.optim.zero_grad()
         self.loss, gradients = self.replay(self.inputs)
         self._add_up(self.loss, gradients, self.flag, self.totals)
         self.optim.optimizer.found_inf = self.flag
         for name, gradient in gradients.items():
             self.optim.leaves[name].grad = gradient
         self.optim([self.optim.leaves[name] for name in gradients])
+        self.optim.zero_grad()
 
+    @torch.no_grad()
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Take the step; return its loss, which is not read yet, in memory that the next step writes to."""
         for buffer, tensor in zip(self.inputs, tensors, strict=True):

@@ -6,7 +6,8 @@ r"""``CapturedSVI``: ``pyro.infer.SVI`` at the speed of hand-written code.
 
 The first step of every shape is a stock one, with validation. The second records the program as a graph
 (:mod:`ppl_vae.capture.recording`), and from there on it is replayed. The first replays and every so many after them are
-compared with the stock loss and gradient at the same random numbers.
+compared with the stock loss and gradient at the same random numbers; of a step that stays on the device, the recording
+that it was made of.
 """
 
 from __future__ import annotations
@@ -19,35 +20,26 @@ from typing import Any, Literal, get_args
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..devices import cuda_devices
-from ..errors import ConfigError, PplVaeError, known
+from ..errors import CaptureError, ConfigError, PplVaeError, known
 from .guard import LastSite, Sizes, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
 from .ledger import Ledger
 from .optimiser import Together
 from .program import SCALARS, Program
-from .recording import CaptureWarning, Generators, cannot_record, record
+from .recording import CaptureWarning, Generators, Watch, cannot_record, record
 from .replay import Replay
 from .static import StaticStep, cannot_stay, look_up
 
-__all__ = ["Backend", "CaptureWarning", "CapturedSVI", "Watch"]
+__all__ = ["Backend", "CapturedSVI"]
 
 Backend = Literal["auto", "off", "graph", "inductor", "cudagraph", "cudagraph-inductor"]
 _FIRST_CHECKS = 3
 _MOST_SHAPES = 32
 # Recording takes as long as about so many stock steps of a small model.
 _WORTH_RECORDING = 150
-
-
-class Watch(Messenger):
-    """Stands outside a program and sees its sites pass; its ``values()`` are there beside the loss of every step."""
-
-    def values(self) -> dict[str, Tensor]:
-        """Return what was seen; nothing, unless a subclass looks."""
-        return {}
 
 
 class CapturedSVI(SVI):
@@ -142,7 +134,6 @@ class CapturedSVI(SVI):
         elif replay.runs < _FIRST_CHECKS or self._due():
             self._check_next = False
             self._look_at_flag()
-            self._ledger.forget()
             state = Generators(before.devices, self._program.buffers)
             with Sizes() as sizes:
                 expected = self._stock(args, kwargs, before)
@@ -159,12 +150,11 @@ class CapturedSVI(SVI):
             loss, gradients = replay(tensors)
             compare((loss, gradients), expected, size, replay.compiled, rounded, *about)
             self.watched = replay.watched
-        elif self._stays:
-            if replay.static is None:
-                replay.static = StaticStep(replay, self.optim, tensors, self._ledger)
+        elif self._stays and self._static_step(replay, tensors):
             self._static = replay.static
             return self._nobody_waits(replay.static, tensors, before, (args, kwargs)).clone()
         else:
+            self._look_at_flag()
             loss, gradients = replay(tensors)
             self.watched = replay.watched
         value = loss.item()
@@ -187,15 +177,16 @@ class CapturedSVI(SVI):
         ready: dict[Any, StaticStep] = {}
         running = self._program.running
         for args in batches:
-            shapes = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else None for v in args)
-            if (static := ready.get(shapes)) is None or self._due(1):
+            tensors = [v for v in args if isinstance(v, Tensor)]
+            shapes = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else v for v in args)
+            if (static := ready.get(shapes)) is None or self._due(1) or not self._stays:
                 self.step(*args)
-                if self._static is not None and None not in shapes:
+                if self._static is not None and all(v is None or isinstance(v, Tensor) for v in args):
                     ready[shapes] = self._static
             else:
                 self.steps += 1
                 before = Generators(cuda_devices(self._ledger.flag.device), running)
-                self._nobody_waits(static, args, before, (args, {}))
+                self._nobody_waits(static, tensors, before, (args, {}))
 
     @property
     def _stays(self) -> bool:
@@ -210,7 +201,6 @@ class CapturedSVI(SVI):
         """Take a step; keep what it takes to look at it again."""
         if self._ledger.full:
             self._look_at_flag()
-            self._ledger.forget()
         self._ledger.keep(self.steps, (before, call))
         return static(tensors)
 
@@ -226,10 +216,24 @@ class CapturedSVI(SVI):
         self._look_at_flag()
         long_ago = self.steps - self._checked[0] >= self.check_every
         self._check_next = not self._stays or long_ago or self._checked[1] != self._program.numbers()
-        return self._ledger.read(self.steps)
+        return self._ledger.read()
+
+    def _static_step(self, replay: Replay, tensors: list[Tensor]) -> bool:
+        """Make sure that there is a step to stay on the device, or say why there is none."""
+        if replay.static is None or replay.static.moved:
+            self._look_at_flag()
+            try:
+                replay.static = StaticStep(replay, self.optim, tensors, self._ledger, self._program.buffers)
+            except CaptureError as error:
+                self._leave(str(error))
+        return self._stays
+
+    def _leave(self, reason: str) -> None:
+        self.backend = "inductor" if "inductor" in self.backend else "graph"
+        self._warn(f"not in one CUDA graph, but replayed as recorded: {reason}")
 
     def _look_at_flag(self) -> None:
-        if (found := self._ledger.bad()) is None:
+        if (found := self._ledger.look()) is None:
             return
         step, (before, (args, kwargs)) = found
         before.restore()
@@ -296,8 +300,6 @@ class CapturedSVI(SVI):
             devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         return Generators(devices, self._program.running)
 
-    # Graphs
-
     def _replay(self, args: Any, kwargs: Any) -> tuple[Replay | None, list[Tensor], Any]:
         """The graph for these arguments and the program as it is now; None for a stock step."""
         if self.backend == "auto" and self.optim.leaves:
@@ -356,8 +358,7 @@ class CapturedSVI(SVI):
         if self._stays:
             look_up(graph)
             if (reason := cannot_stay(graph, self._device)) is not None:
-                self.backend = "inductor" if "inductor" in self.backend else "graph"
-                self._warn(f"not in one CUDA graph, but replayed as recorded: {reason}")
+                self._leave(reason)
         names = list(leaves)
         replay = Replay(graph, [names[i] for i in reached], self._program.numbers())
         repays = self._choose and self.planned is not None and replay.repays_compiling(self.planned, self._device)
@@ -382,8 +383,6 @@ class CapturedSVI(SVI):
     @staticmethod
     def _warn(message: str) -> None:
         warnings.warn(message, CaptureWarning, stacklevel=5)
-
-    # What is not finite
 
     def _refuse_non_finite(self, loss: float, gradients: dict[str, Tensor], before: Generators, call: Any) -> None:
         """Raise, if the loss or a gradient is not finite, with the site where that begins."""

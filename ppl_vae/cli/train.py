@@ -103,7 +103,7 @@ def train(words: list[str]) -> None:
         raise
     except KeyboardInterrupt:
         if has_state(out):
-            print(f"every finished epoch is in {out}: ppl-vae train --resume --out {out} goes on", file=sys.stderr)
+            print(f"what was written last is in {out}: ppl-vae train --resume --out {out} goes on", file=sys.stderr)
         raise
     save(vae, out, data=source.describe() | {"test_rows": fingerprint(source.test)})
     parts = ", ".join(f"{k} {type(p).__name__}" for k in PARTS if (p := getattr(vae, k)) is not None)

@@ -365,14 +365,14 @@ MUTANTS = [
     ),
     Mutant(
         "a partial batch weighs as much as a full one",
-        "training.py",
+        "epochs.py",
         '"loss": sums["loss"] * batches.batch_size / rows',
         '"loss": sums["loss"] / batches.steps',
         "test_training.py::test_history_and_parameters_are_those_of_a_loop_by_hand",
     ),
     Mutant(
         "an average of averages in validation",
-        "training.py",
+        "epochs.py",
         "torch.stack(elbo_terms(vae, x, y, 1, *mask), -1) for",
         "torch.stack(elbo_terms(vae, x, y, 1, *mask), -1).mean(0, keepdim=True) for",
         "test_training.py::test_validation_means_count_the_rows_there_are",
@@ -496,6 +496,34 @@ MUTANTS = [
         "if isinstance(support, _Beside):",
         "if isinstance(support, _Beside) and start < 0:",
         "test_composition_faults.py::test_a_misfit_says_the_way_out",
+    ),
+    Mutant(
+        "two parameters share the memory of their gradients",
+        "capture/recording.py",
+        "    separate(graph, [leaves[i] for i in reached])\n",
+        "",
+        "test_static.py::test_gradients_are_laid_out_as_their_parameters_and_share_no_memory",
+    ),
+    Mutant(
+        "the gradients of one shape stay for the next",
+        "capture/static.py",
+        "        self.optim.zero_grad()\n",
+        "",
+        "test_static.py::test_a_gradient_of_one_shape_moves_nothing_in_a_step_of_another",
+    ),
+    Mutant(
+        "a bad step is counted from the last reading",
+        "capture/ledger.py",
+        "good, self._before = counted - self._before, counted",
+        "good, self._before = counted, 0",
+        "test_static.py::test_a_bad_step_is_named_after_others_were_caught",
+    ),
+    Mutant(
+        "steps on the device go on where the program was changed",
+        "capture/svi.py",
+        "self._check_next = not self._stays or long_ago or self._checked[1] != self._program.numbers()",
+        "self._check_next = not self._stays or long_ago",
+        "test_device.py::test_what_a_callback_changes_is_found_when_training_goes_on",
     ),
 ]
 

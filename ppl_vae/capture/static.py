@@ -183,14 +183,13 @@ class StaticStep:
 
     @torch.no_grad()
     def _step(self) -> None:
-        # A gradient that is left there by another shape's graph would be taken for one of this step.
-        self.optim.zero_grad()
         self.loss, gradients = self.replay(self.inputs)
         self._add_up(self.loss, gradients, self.flag, self.totals)
         self.optim.optimizer.found_inf = self.flag
         for name, gradient in gradients.items():
             self.optim.leaves[name].grad = gradient
         self.optim([self.optim.leaves[name] for name in gradients])
+        # What is left would be taken for a gradient of the next step, whose shape may not reach that parameter.
         self.optim.zero_grad()
 
     @torch.no_grad()

@@ -39,9 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave to the CPU what takes no device."""
     if config.getoption("--device") != "cpu":
-        elsewhere = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=elsewhere)
-        items[:] = [item for item in items if item not in set(elsewhere)]
+        takes: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            takes["device" in getattr(item, "fixturenames", ())].append(item)
+        items[:] = takes[True]
+        config.hook.pytest_deselected(items=takes[False])
 
 
 def _seed(item: Any) -> int:

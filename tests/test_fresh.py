@@ -48,7 +48,7 @@ def test_a_fresh_run_draws_a_seed_unless_it_has_one(plugin, monkeypatch):
     monkeypatch.setenv("PPL_VAE_SEED", "")
 
     def configured(expression):
-        plugin.pytest_configure(SimpleNamespace(getoption=lambda name: expression))
+        plugin.pytest_configure(SimpleNamespace(getoption={"markexpr": expression, "--device": "cpu"}.get))
         return os.environ.get("PPL_VAE_SEED")
 
     seeds = []
@@ -59,6 +59,21 @@ def test_a_fresh_run_draws_a_seed_unless_it_has_one(plugin, monkeypatch):
         assert 0 <= int(seeds[-1]) < 2**31
         assert configured("fresh") == seeds[-1]
     assert seeds[0] != seeds[1]
+
+
+def test_a_run_on_a_gpu_takes_what_takes_a_device_and_one_on_the_cpu_sees_no_gpu(plugin, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    plugin.pytest_configure(SimpleNamespace(getoption={"markexpr": "", "--device": "cpu"}.get))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    left: list[object] = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: left.extend(items))
+    with_one, without = SimpleNamespace(fixturenames=["device", "seed"]), SimpleNamespace(fixturenames=["seed"])
+    for device, expected in (("cpu", [with_one, without]), ("cuda", [with_one])):
+        items = [with_one, without]
+        config = SimpleNamespace(getoption={"--device": device}.get, hook=hook)
+        plugin.pytest_collection_modifyitems(config, items)
+        assert items == expected
+    assert left == [without]
 
 
 @pytest.mark.fresh

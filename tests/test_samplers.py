@@ -24,7 +24,9 @@ def fits(draws, mean, covariance, directions=5):
     """Whether projections of draws (N, D), whitened, are standard normal: Kolmogorov and Smirnov, Massart's bound."""
     draws, mean, covariance = (t.detach().double() for t in (draws, mean, covariance))
     assert draws.shape == (N, len(covariance))
-    along = torch.cat([torch.eye(len(covariance)), torch.randn(directions, len(covariance))]).double()
+    # Random directions may all miss how two neighbours go together; their sums and differences do not.
+    one = torch.eye(len(covariance))
+    along = torch.cat([one, one[1:] + one[:-1], one[1:] - one[:-1], torch.randn(directions, len(one))]).double()
     white = (draws - mean) @ along.T / torch.einsum("ki,ij,kj->k", along, covariance, along).sqrt()
     below = torch.special.ndtr(white.sort(0).values)
     steps = torch.arange(N + 1, dtype=torch.float64)[:, None] / N

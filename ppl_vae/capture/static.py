@@ -101,7 +101,8 @@ def cannot_stay(graph: GraphModule, device: torch.device) -> str | None:
 
 
 @contextmanager
-def _stopping(allowed: bool) -> Iterator[None]:
+def _waiting(allowed: bool) -> Iterator[None]:
+    """Let the host wait for the device, or raise a RuntimeError where it does."""
     before = torch.cuda.get_sync_debug_mode()
     try:
         torch.cuda.set_sync_debug_mode(before if allowed else "error")
@@ -153,9 +154,9 @@ class StaticStep:
         stream.wait_stream(torch.cuda.current_stream(device))
         try:
             with torch.cuda.stream(stream), quietly():
-                for once_more in (True, True, False):
-                    # What stops the device would spoil a capture, so it is looked for before there is one.
-                    with _stopping(allowed=once_more):
+                for allowed in (True, True, False):
+                    # What makes the host wait would spoil a capture, so it is looked for before there is one.
+                    with _waiting(allowed):
                         loss, gradients = replay(self.inputs)
                         self._add_up(loss, gradients, torch.zeros_like(self.flag), torch.zeros_like(self.totals))
             torch.cuda.current_stream(device).wait_stream(stream)

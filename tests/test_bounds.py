@@ -362,7 +362,7 @@ class Shared(nn.Module):
         return vae.double(), None, [self.m, self.log_s, self.W]
 
 
-def gradients(objective, kind, beta=1.0, rows=20_000):
+def gradients(objective, kind, beta=1.0, rows=8_000):
     """(rows, numbers): one estimate of the gradient a row, all at the same parameters and the same x."""
     x, _ = Ppca(seed=3).draw(1)
     vae, y, parameters = getattr(Shared(x, rows), kind)()
@@ -382,7 +382,7 @@ CASES = [("free", 1.0), ("free", 0.3), ("condition", 1.0), ("condition", 2.5), (
 @pytest.mark.fresh
 @pytest.mark.parametrize(("kind", "beta"), CASES)
 def test_dreg_has_the_mean_of_iwaes_gradient(kind, beta):
-    """Two-sample z over all parameters, 20,000 gradients each at k = 4, α shared by all cases.
+    """Two-sample z over all parameters, 8,000 gradients each at k = 4, α shared by all cases.
 
     Its power is in the test after this one.
     """
@@ -466,15 +466,15 @@ def test_dreg_has_the_mean_of_iwaes_gradient_with_parts_that_share(kind):
 def test_signal_to_noise():
     """|mean| / sd of the encoder's gradient, k = 1, 8, 64: DReG's grows, IWAE's falls (in the limit as √k and 1/√k).
 
-    DReG's are 0.65, 0.78 and 2.4 with standard errors of 0.009, 0.007 and 0.02 over 4,000 gradients, IWAE's 0.38, 0.10
-    and 0.03 with 0.004 over 10,000: what is asserted is six standard errors away or more.
+    DReG's are 0.65, 0.78 and 2.4 with standard errors of 0.011, 0.014 and 0.04, IWAE's 0.38, 0.10 and 0.03 with 0.006,
+    0.004 and 0.005: what is asserted is six standard errors away or more.
     """
     found = {}
-    for objective, n in ((DReG, 4000), (IWAE, 10_000)):
-        rows = [gradients(objective(k), "free", rows=n)[:, : 2 * L] for k in (1, 8, 64)]
+    for objective, sizes in ((DReG, (4000, 4000, 1000)), (IWAE, (4000, 10_000, 10_000))):
+        rows = [gradients(objective(k), "free", rows=n)[:, : 2 * L] for k, n in zip((1, 8, 64), sizes, strict=True)]
         found[objective] = [(g.mean(0).abs() / g.std(0)).mean().item() for g in rows]
     print({cls.__name__: [f"{ratio:.3f}" for ratio in ratios] for cls, ratios in found.items()})
-    assert found[DReG][0] + 0.05 < found[DReG][1] < found[DReG][2] / 2
+    assert found[DReG][0] < found[DReG][1] < found[DReG][2] / 2
     assert found[IWAE][0] > 2 * found[IWAE][1] > 3 * found[IWAE][2]
 
 

@@ -57,13 +57,13 @@ def test_numbers_and_standard_errors(classes, seed):
     """
     truth = Ppca(classes)
     x, y = truth.draw(300)
-    found = pv.evaluate(truth.vae(0.3, 1.5), x, y, samples=3000, draws=200, seed=seed)
+    found = pv.evaluate(truth.vae(0.3, 1.5), x, y, samples=1000, draws=200, seed=seed)
     expected = closed_forms(truth, x, y, 0.3, 1.5)
     assert found["kl"] == pytest.approx(expected["kl"].mean().item(), abs=1e-9)
     for name in ("neg_elbo", "reconstruction"):
         assert abs(found[name] - expected[name].mean().item()) <= Z * 2.1 / math.sqrt(300 * 200)
-    # sd(w)/p is 0.74, so log p̂ has sd 0.74/√3000 a row, and a bias of minus half its variance.
-    assert abs(found["neg_log_prob"] - expected["neg_log_prob"].mean().item()) <= Z * 0.8 / math.sqrt(300 * 3000) + 2e-4
+    # sd(w)/p is 0.74, so log p̂ has sd 0.74/√1000 a row, and a bias of minus half its variance.
+    assert abs(found["neg_log_prob"] - expected["neg_log_prob"].mean().item()) <= Z * 0.8 / math.sqrt(300 * 1000) + 6e-4
     for name in TERMS:
         over_rows = expected[name].std().item() / math.sqrt(300)
         assert found.terms[name][1] == pytest.approx(over_rows, rel=0.1)

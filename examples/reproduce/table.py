@@ -20,8 +20,6 @@ class Row(NamedTuple):
     what: str
     published: float | None
     protocol: str
-    # Another figure that stands beside it: how far ours is from it, and what it is.
-    beside: tuple[float, str] | None = None
     # The row that it is a variant of, and how far below that the published one is.
     below: tuple[str, float] | None = None
 
@@ -49,13 +47,11 @@ ROWS = {
         "R4 static MNIST, 784-400-z40 (architecture of the published figure unconfirmed)",
         89.78,
         PYTHAE,
-        beside=(92.6, "a loop by hand"),
     ),
     "r4-2": Row(
         "R4, 784-400-400-z40 (architecture of the published figure unconfirmed)",
         89.78,
         PYTHAE,
-        beside=(90.4, "a loop by hand of 300 epochs, one seed"),
     ),
     "static-best": Row(
         "the best MLP with N(0, I) on static MNIST; published: the VAE of the IWAE paper",
@@ -100,11 +96,11 @@ def verdict(values: list[float], published: float | None) -> str:
     return f"{difference:+.2f}" + (", a tie" if abs(difference) <= TIE else "")
 
 
-def beside(values: list[float], row: Row, results: dict[str, Any]) -> str:
+def beside(values: list[float], row: Row, results: dict[str, Any], other: tuple[float, str] | None) -> str:
     """How far ours is from another figure, and from the row that it is a variant of."""
     mean, notes = sum(values) / len(values), ""
-    if row.beside is not None:
-        notes += f"; {mean - row.beside[0]:+.2f} from {row.beside[1]} ({row.beside[0]:.2f})"
+    if other is not None:
+        notes += f"; {mean - other[0]:+.2f} from {other[1]} ({other[0]:.2f})"
     if row.below is not None and row.below[0] in results:
         first = figure(results[row.below[0]])
         notes += f"; {mean - sum(first) / len(first):+.2f} from ours of {row.below[0]} (published: {row.below[1]})"
@@ -171,7 +167,6 @@ def main() -> None:
     for name, row in ROWS.items():
         if name not in results:
             continue
-        row = row._replace(beside=by_hand(folder, name) or row.beside)
         found = results[name]
         values = figure(found)
         published = found.get("published", row.published)
@@ -182,7 +177,7 @@ def main() -> None:
                     row.what + ("" if found["complete"] else " (partial)"),
                     "" if published is None else f"{published:.2f}",
                     mean_and_spread(values),
-                    verdict(values, published) + beside(values, row, results),
+                    verdict(values, published) + beside(values, row, results, by_hand(folder, name)),
                     doubts(found),
                     str(len(values)),
                     "/".join(str(n) for n in dict.fromkeys(seed["epochs"] for seed in found["seeds"])),

@@ -435,7 +435,7 @@ def built(kind):
         return vae, torch.randn(1, D).double(), y
 
 
-def means_of_gradients(objective, kind, groups=40, rows=500):
+def means_of_gradients(objective, kind, groups, rows=500):
     """(groups, numbers): gradients that are means over rows, all at the same parameters and the same x."""
     vae, x, y = built(kind)
     x, y = x.expand(rows, -1), None if y is None else y.expand(rows, -1, -1, -1)
@@ -447,14 +447,14 @@ def means_of_gradients(objective, kind, groups=40, rows=500):
 
 
 @pytest.mark.fresh
-@pytest.mark.parametrize("kind", ["Vamp", "Image"])
-def test_dreg_has_the_mean_of_iwaes_gradient_with_parts_that_share(kind):
-    """Two-sample t over all parameters, 40 means of 500 gradients each at k = 4.
+@pytest.mark.parametrize(("kind", "groups"), [("Vamp", 40), ("Image", 20)])
+def test_dreg_has_the_mean_of_iwaes_gradient_with_parts_that_share(kind, groups):
+    """Two-sample t over all parameters, 40 means of 500 gradients each at k = 4 (20 for the image).
 
-    The limit is 6.6 standard errors; a biased gradient is off by 14.5 with a standard deviation of 1.7 for the Vamp,
-    and by twice that for the image, so it is told apart.
+    The limit is 6.6 standard errors; a biased gradient is off by 14.5 with a standard deviation of 1.7 for the Vamp.
+    For the image they are 7.6, 24.5 and 2.3.
     """
-    dreg, iwae, biased = (means_of_gradients(objective, kind) for objective in (DReG(4), IWAE(4), Biased(4)))
+    dreg, iwae, biased = (means_of_gradients(objective, kind, groups) for objective in (DReG(4), IWAE(4), Biased(4)))
     moving = iwae.abs().sum(0) > 0
     level = student.isf(ALPHA / (4 * int(moving.sum())), 2 * (len(iwae) - 1))
     z, power = (largest_z(found[:, moving], iwae[:, moving]) for found in (dreg, biased))

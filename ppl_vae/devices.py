@@ -14,7 +14,7 @@ import torch
 
 from .errors import ConfigError
 
-__all__ = ["cuda_devices", "find_device", "seed_all", "seeded"]
+__all__ = ["check_gradients", "cuda_devices", "find_device", "seed_all", "seeded"]
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -48,6 +48,23 @@ def seed_all(seed: int, device: torch.device) -> None:
     for cuda in cuda_devices(device):
         with torch.cuda.device(cuda):
             torch.cuda.manual_seed(seed)
+
+
+def check_gradients(what: str) -> None:
+    """Raise a :class:`ConfigError` where no gradient is recorded.
+
+    Torch itself goes on there as if nothing depended on a parameter, and all gradients were zero.
+
+    Example:
+        >>> with torch.inference_mode(), torch.enable_grad():
+        ...     check_gradients("fit")
+        Traceback (most recent call last):
+        ppl_vae.errors.ConfigError: fit: no gradient is recorded inside torch.inference_mode(): call it outside
+    """
+    # enable_grad() ends what no_grad() began, and not inference mode.
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+        mode = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+        raise ConfigError(f"{what}: no gradient is recorded inside torch.{mode}(): call it outside")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from . import presets
 from .batches import Batches
 from .capture import Backend, CapturedSVI
-from .devices import cuda_devices, find_device, seed_all, seeded
+from .devices import check_gradients, cuda_devices, find_device, seed_all, seeded
 from .epochs import Terms, train_epoch, validate
 from .errors import ConfigError, PartError, check_positive
 from .history import History
@@ -43,6 +43,7 @@ __all__ = ["fit"]
 Schedule = float | Callable[[int], float]
 
 
+@torch.enable_grad()
 def fit(
     vae: VAE,
     train: Any,
@@ -112,7 +113,7 @@ def fit(
 
     Raises:
         DataError, ShapeError, LabelError: before the first step, for data the model cannot take.
-        ConfigError: for settings that make no sense.
+        ConfigError: for settings that make no sense; inside ``torch.inference_mode()``.
         NonFiniteError: when a loss or gradient is not finite, before it reaches the parameters; or −ELBO on ``valid``.
         CheckpointError: for a state that is damaged or belongs to another run, or would be written over.
         CaptureError: if a recorded graph and the program come to disagree.
@@ -124,6 +125,7 @@ def fit(
         >>> history[-1]["neg_elbo"] < history[0]["neg_elbo"]
         True
     """
+    check_gradients("fit")
     check_positive(epochs=epochs, batch_size=batch_size, checkpoint_every=checkpoint_every)
     # Numbers of numpy's are no numbers to JSON.
     epochs, batch_size = int(epochs), int(batch_size)

@@ -204,6 +204,21 @@ def test_every_step_of_an_autoencoder_equals_stock_svi(spec: dict[str, Any]) -> 
     assert worst_difference(expected, got) <= 1e-6
 
 
+@pytest.mark.parametrize("backend", ["off", "graph"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_step_is_taken_where_no_gradient_is_recorded(mode: Any, backend: Any) -> None:
+    """Pyro's own SVI returns a loss there, and leaves every parameter where it is."""
+    vae, x, y = model_of({"prior": "Gaussian"})
+    svi = CapturedSVI(vae.model, vae.guide, Adam, Trace_ELBO(), backend)
+    losses = run(svi.step, x, y, n=4)
+    before = [p.detach().clone() for p in vae.parameters()]
+    with mode(), pytest.raises(ConfigError, match=rf"a step: no gradient is recorded inside torch.{mode.__name__}\(\)"):
+        svi.step(x, y)
+    assert all(torch.equal(p, b) for p, b in zip(vae.parameters(), before, strict=True))
+    assert svi.steps == len(losses)
+    svi.step(x, y)
+
+
 def test_the_compiled_graph_stays_close_to_stock() -> None:
     cvae, x, y = model_of({})
     twin = copy.deepcopy(cvae)

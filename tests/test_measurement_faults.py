@@ -21,6 +21,7 @@ from ppl_vae.evaluation import (
     diagnostics,
     evaluate,
     log_likelihood,
+    quality,
     simulate,
 )
 from ppl_vae.model import density_numbers
@@ -83,6 +84,48 @@ def test_parts_that_ignore_what_they_are_given(name):
     for pair in pairs:
         found = [str(MEASUREMENTS[name](pv.VAE(pv.priors.Standard(2), *parts), x, None)) for parts in pair]
         assert found[0] == found[1]
+
+
+TAKES_GRADIENTS = ["audit", "bounds", "bounds from the prior"]
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_a_number_is_the_same_wherever_gradients_are_recorded(name):
+    """An audit of zeros with zeros would pass, and moves without a force are those of another sampler."""
+    vae, x, y = pv.cvae((4,), 2, 3, likelihood="Gaussian"), torch.randn(6, 4), torch.arange(6) % 3
+    expected = str(MEASUREMENTS[name](vae, x, y))
+    with torch.no_grad():
+        assert str(MEASUREMENTS[name](vae, x, y)) == expected
+    with torch.inference_mode():
+        if name in TAKES_GRADIENTS:
+            told = rf"{name.split()[0]}: no gradient is recorded inside torch.inference_mode\(\): call it outside"
+            with pytest.raises(ConfigError, match=told):
+                MEASUREMENTS[name](vae, x, y)
+        else:
+            assert str(MEASUREMENTS[name](vae, x, y)) == expected
+
+
+def test_a_judge_is_not_trained_where_no_gradient_is_recorded():
+    vae, x, y = pv.cvae((4,), 2, 3, likelihood="Gaussian"), torch.randn(30, 4), torch.arange(30) % 3
+    expected = quality(vae, (x, y), (x, y), steps=5)
+    with torch.no_grad():
+        assert str(quality(vae, (x, y), (x, y), steps=5)) == str(expected)
+    with torch.inference_mode():
+        with pytest.raises(ConfigError, match=r"train_judge: no gradient .*inference_mode\(\)"):
+            quality(vae, (x, y), (x, y), steps=5)
+        # With one that is trained already nothing has to be learned.
+        assert str(quality(vae, (x, y), (x, y), judge=expected.judge)) == str(expected)
+
+
+def test_an_audit_of_a_model_that_is_not_trained_says_that_it_saw_no_gradient():
+    """Of the loss alone it passes; no row of zeros is called right."""
+    vae = pv.vae((4,), 2, likelihood="Gaussian").requires_grad_(False)
+    found = audit(vae, torch.randn(6, 4), particles=3)
+    gradients = [row for row in found.rows if row.what == "gradient"]
+    assert gradients
+    assert all(row.value is None and row.note == "no parameter of a module is to be trained" for row in gradients)
+    assert found.passed
+    assert found.line.startswith("audit: pass: SVI against the same written by hand: loss of Trace_ELBO, ")
 
 
 def test_a_column_of_labels_is_no_label_a_row():

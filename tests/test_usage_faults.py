@@ -408,6 +408,18 @@ def test_pyro_can_draw_the_programs():
     assert found["observed"] == ["x"]
 
 
+def test_training_records_its_own_gradients():
+    """Inside no_grad(), where a script may have put everything; inference mode cannot be ended from inside."""
+    models = [cvae(), cvae()]
+    models[1].load_state_dict(models[0].state_dict())
+    history = quiet(models[0], (X, Y))
+    with torch.no_grad():
+        assert quiet(models[1], (X, Y))[0]["loss"] == history[0]["loss"]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
+    with torch.inference_mode(), pytest.raises(ConfigError, match=r"fit: no gradient .*inference_mode\(\): call it"):
+        quiet(models[1], (X, Y))
+
+
 def test_what_a_notebook_shows():
     """The last line of a cell: a picture, a table, and of a history how far it came."""
     vae = cvae()

@@ -23,7 +23,7 @@ from pyro.infer import ELBO, SVI
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..devices import cuda_devices
+from ..devices import check_gradients, cuda_devices
 from ..errors import CaptureError, ConfigError, PplVaeError, known
 from .guard import LastSite, Sizes, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
 from .ledger import Ledger
@@ -122,6 +122,7 @@ class CapturedSVI(SVI):
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step; return the loss, a number, or from a CUDA graph a tensor that nobody has waited for."""
+        check_gradients("a step")
         self.steps += 1
         before = self._generators()
         replay, tensors, key = self._replay(args, kwargs)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..devices import check_gradients
 from ..distributions import is_periodic, is_point
 from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError, check_positive
 from ..model import VAE
@@ -158,7 +159,7 @@ def bounds(
 
     Raises:
         DataError, ShapeError, LabelError: as ``VAE.check``; ShapeError for a z of another shape too.
-        ConfigError: for another word for ``start``, or a model in half precision.
+        ConfigError: for another word for ``start``, or a model in half precision; inside ``torch.inference_mode()``.
         NoDensityError: if the model has no prior, or it is to start from an encoder that gives a point.
         PartError: if p(z|y) or the start is not over all of :math:`\mathbb{R}^D`, as a sphere is not.
         NonFiniteError: if a log-density is NaN, or an exact draw is impossible.
@@ -174,6 +175,8 @@ def bounds(
         (torch.Size([50]), True)
     """
     check_precision(vae, "bounds")
+    with torch.enable_grad():
+        check_gradients("bounds")
     check_positive(temperatures=temperatures, chains=chains, leapfrog=leapfrog)
     if start not in ("prior", "encoder"):
         raise ConfigError(f"expected start to be 'prior' or 'encoder', got {start!r}")

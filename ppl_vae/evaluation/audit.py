@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
-from ..devices import seeded
+from ..devices import check_gradients, seeded
 from ..errors import NoClosedFormError, PartError, ShapeError, check_positive
 from ..model import VAE
 from ..objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
@@ -58,7 +58,8 @@ class Audit(Report):
         """The result on one line."""
         wrong = [f"{row.objective} {row.what}" for row in self.compared if not row.ok]
         names = ", ".join(dict.fromkeys(row.objective for row in self.compared)) or "no objective"
-        found = f"wrong are {', '.join(wrong)}" if wrong else f"loss and gradient of {names}"
+        what = "loss" if {row.what for row in self.compared} == {"loss"} else "loss and gradient"
+        found = f"wrong are {', '.join(wrong)}" if wrong else f"{what} of {names}"
         return f"{self._verdict}: SVI against the same written by hand: {found}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Audit(Report):
         return f"audit: {'pass' if self.passed else 'FAIL'}"
 
 
+@torch.enable_grad()
 def audit(
     vae: VAE,
     x: Any,
@@ -115,7 +117,7 @@ def audit(
         An :class:`Audit`.
 
     Raises:
-        ConfigError: for an objective that has no reference.
+        ConfigError: for an objective that has no reference; inside ``torch.inference_mode()``.
 
     Example:
         >>> audit(pv.vae((4,), 2, likelihood="Gaussian"), torch.zeros(8, 4), particles=20).passed
@@ -123,6 +125,7 @@ def audit(
     """
     from scipy.stats import t as student  # importing it takes a second that only an audit should pay
 
+    check_gradients("audit")
     check_positive(particles=particles, directions=directions)
     vae.check_training(x, y)
     with seeded(seed, vae._beta.device):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..data import check_finite
-from ..devices import seeded
+from ..devices import check_gradients, seeded
 from ..errors import LabelError, check_positive
 from ..networks import Conv, Network
 from .labels import check_labels
@@ -84,6 +84,7 @@ def train_judge(
     Raises:
         LabelError: unless there is a label a row, and two labels or more.
         DataError: for values that are not finite.
+        ConfigError: inside ``torch.inference_mode()``.
 
     Example:
         >>> y = torch.arange(40) % 2
@@ -102,6 +103,7 @@ def train_judge(
     # Not float64, which the judge does not need; not bytes, which have no mean.
     x, y = x.to(device, torch.float32), y.to(device)
     with seeded(seed, device), torch.enable_grad():
+        check_gradients("train_judge")
         judge = Judge(tuple(x.shape[1:]), int(y.max()) + 1).to(device)
         judge.shift.copy_(x.mean())
         judge.scale.copy_(x.std().clamp(min=1e-6))

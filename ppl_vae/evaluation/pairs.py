@@ -43,8 +43,8 @@ class AuditRow(Report):
 
     Attributes:
         objective: its name and options.
-        what: ``"loss"``, ``"gradient"``, or ``"not for this model"`` where there is nothing to compare.
-        value: the mean loss, in nats per datum; the norm of the mean gradient.
+        what: ``"loss"``, ``"gradient"``, or ``"not for this model"``.
+        value: the mean loss, in nats per datum; the norm of the mean gradient; None where there is nothing to compare.
         difference: the relative difference: the largest of a few draws, or where there is a ``z``, that of the means.
         z: the difference in standard errors, the largest of all directions; None where it is rounding alone.
         limit: of ``|z|``; where there is none, of the difference.
@@ -160,7 +160,10 @@ class Pair:
                 tested = [replace(row, sees=of_first) for row, of_first in zip(tested, sees, strict=True)]
         equal = self._equal(seeds[0][:_DRAWS]) if any(self.same) else tested
         loss, gradient = (rows[i] for i, rows in enumerate(equal if same else tested for same in self.same))
-        return [replace(loss, value=ours.loss), replace(gradient, value=ours.norm, snr=ours.snr)]
+        loss = replace(loss, value=ours.loss)
+        if not self.trained:
+            return [loss, AuditRow(self.name, "gradient", note="no parameter of a module is to be trained")]
+        return [loss, replace(gradient, value=ours.norm, snr=ours.snr)]
 
     def _compared(self, seeds: list[int], along: dict[str, Tensor], limit: float) -> tuple[Draws, list[AuditRow]]:
         ours, theirs = (Draws.of(self, run, seeds, along) for run in (self.program, self.by_hand))

@@ -141,6 +141,7 @@ def quality(
         DataError: for data that the model could not have drawn.
         LabelError: for labels that are none, or that the judge has not seen.
         NoDensityError: for a model without a prior.
+        ConfigError: inside ``torch.inference_mode()``, if a judge is to be trained.
 
     Example:
         >>> y = torch.arange(80) % 2

@@ -105,6 +105,16 @@ def test_a_number_is_the_same_wherever_gradients_are_recorded(name):
             assert str(MEASUREMENTS[name](vae, x, y)) == expected
 
 
+@pytest.mark.parametrize("name", [*MEASUREMENTS, "quality"])
+def test_a_number_is_of_the_models_precision_inside_autocast(name):
+    """``VAE.log_prob`` is no measurement, but a method of the model, and does as it is told."""
+    measure = {"quality": lambda vae, x, y: quality(vae, (x, y), (x, y), steps=5)} | MEASUREMENTS
+    vae, x, y = pv.cvae((4,), 2, 3, likelihood="Gaussian"), torch.randn(30, 4), torch.arange(30) % 3
+    expected = str(measure[name](vae, x, y))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (str(measure[name](vae, x, y)) == expected) == (name != "log_prob")
+
+
 def test_a_judge_is_not_trained_where_no_gradient_is_recorded():
     vae, x, y = pv.cvae((4,), 2, 3, likelihood="Gaussian"), torch.randn(30, 4), torch.arange(30) % 3
     expected = quality(vae, (x, y), (x, y), steps=5)

@@ -102,7 +102,7 @@ def train_judge(
     device = x.device if device is None else device
     # Not float64, which the judge does not need; not bytes, which have no mean.
     x, y = x.to(device, torch.float32), y.to(device)
-    with seeded(seed, device), torch.enable_grad():
+    with seeded(seed, device), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         check_gradients("train_judge")
         judge = Judge(tuple(x.shape[1:]), int(y.max()) + 1).to(device)
         judge.shift.copy_(x.mean())
@@ -118,8 +118,8 @@ def train_judge(
             cross_entropy(judge(x[batch]), y[batch]).backward()
             adam.step()
             falling.step()
-    judge.eval().requires_grad_(False)
-    # Sizes grow while it learns, which would be all that a cubic kernel sees.
-    squares = torch.stack([judge.features(some).square().mean() * len(some) for some in x.split(1000)])
-    judge.unit.copy_((squares.sum() / len(x)).sqrt().clamp(min=1e-6))
+        judge.eval().requires_grad_(False)
+        # Sizes grow while it learns, which would be all that a cubic kernel sees.
+        squares = torch.stack([judge.features(some).square().mean() * len(some) for some in x.split(1000)])
+        judge.unit.copy_((squares.sum() / len(x)).sqrt().clamp(min=1e-6))
     return judge

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..devices import seeded
@@ -28,16 +29,18 @@ class Report:
 
 @contextmanager
 def measuring(vae: VAE, seed: int | None, what: str) -> Iterator[None]:
-    """Run with every module in ``eval()`` mode, and with random numbers of this seed and this measurement alone.
+    """Run in ``eval()`` mode, in the precision of the model, and with random numbers of this seed and measurement alone.
 
     A batch normalisation must not learn from test data. And were the numbers the seed's own, a measurement of x that
     were drawn with the same seed would begin with the very z that made them: importance sampling with 64 of them was 2
-    nats too high. A seed of None runs with the caller's generators.
+    nats too high. A seed of None runs with the caller's generators. Whether the caller is inside ``torch.autocast`` is
+    nothing that a number should depend on.
     """
     modes = [(module, module.training) for module in vae.modules()]
     vae.eval()
     try:
-        with seeded(None if seed is None else seed ^ zlib.crc32(what.encode()), vae._beta.device):
+        own = None if seed is None else seed ^ zlib.crc32(what.encode())
+        with seeded(own, vae._beta.device), torch.autocast(vae._beta.device.type, enabled=False):
             yield
     finally:
         for module, mode in modes:

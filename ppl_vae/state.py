@@ -3,11 +3,12 @@ r"""The state of a run on disk: everything that the next epoch depends on.
 .. math:: (\theta_t,\ \text{moments}_t,\ \text{generators}_t,\ \text{history}_t) \mapsto \text{epoch } t + 1
 
 Parameters, both moments of the optimiser, the state of the generators and the history, so that a resumed run is, bit
-for bit, the one that was not interrupted.
+for bit, the one that was not interrupted, on a device of the same kind.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
     tensors, info = checkpoint.read(folder, "training")
     if not isinstance(settings := info.get("settings"), dict) or not settings:
         raise CheckpointError(f"{folder}: damaged: no settings of a run in it")
-    if other := list(_differences("", settings, history.info)):
+    # A machine with a GPU may be gone, and the run is not lost with it.
+    here = history.info["device"]
+    if other := list(_differences("", settings | {"device": here}, history.info)):
         raise CheckpointError(f"{folder}: expected to resume the same run, got another {'; '.join(other)}")
     part: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "rng": {}, "optim": {}}
     try:
@@ -114,15 +117,24 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
             state.setdefault(int(i), {})[name] = tensor
         rows = [dict(row) for row in info["history"]]
         done, best = int(info["steps"]), None if info["best_epoch"] is None else (int(info["best_epoch"]), part["best"])
-        rng = [part["rng"]["cpu"], *(part["rng"]["cuda"] for _ in cuda_devices(vae._beta.device))]
+        moved = (begun_on := settings["device"]) != here
+        # What a GPU draws begins anew there, as in a run that begins there.
+        kept = [] if moved else cuda_devices(vae._beta.device)
+        rng = [part["rng"]["cpu"], *(part["rng"]["cuda"] for _ in kept)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: damaged: no state of training in it: {error!r}") from error
     set_weights(vae, steps, part["model"], str(folder))
     groups = steps.optim.optimizer.state_dict()["param_groups"]
     steps.optim.optimizer.load_state_dict({"state": state, "param_groups": groups})
     torch.set_rng_state(rng[0])
-    for device in cuda_devices(vae._beta.device):
+    for device in kept:
         torch.cuda.set_rng_state(rng[1], device)
+    if moved:
+        warnings.warn(
+            f"{folder}: this training was on {begun_on}, and goes on on {here}: the same model, data and settings, "
+            "and other random numbers and roundings than there",
+            stacklevel=3,
+        )
     steps.steps = done
     history.extend(rows)
     return best

@@ -106,6 +106,7 @@ def fit(
         resume: such a folder to continue from, bit for bit where ``epochs``, ``lr`` and ``beta`` are what they were and
             the data are tensors; it is also written to unless ``checkpoint`` names another. True is to continue from
             ``checkpoint`` if there is a state in it, and else to begin, so that a script can be run again and again.
+            From a GPU to a CPU and back a run goes on with a warning: not bit for bit.
         overwrite: let the state of another training in ``checkpoint`` be replaced, which otherwise is an error.
         callbacks: one or several, called as ``callback(vae, history)`` after every epoch; one that returns True ends
             training.

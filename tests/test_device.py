@@ -1,6 +1,7 @@
 """The whole way on one device: training, state, measurements. ``--device cuda`` takes it on a GPU."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -55,6 +56,19 @@ def test_a_resumed_run_is_the_one_that_was_not_interrupted(capture, device, tmp_
     assert len(history) == 8
     for (name, a), b in zip(whole.state_dict().items(), vae.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_run_goes_from_one_device_to_another_and_back(device, tmp_path):
+    """Moments, weights and history go with it; on another kind of device it says that its numbers are others."""
+    vae, data = digits()
+    for end, where in enumerate(("cpu", device, "cpu"), 1):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            history = fitted(vae, data, where, epochs=2 * end, checkpoint=tmp_path, resume=True)
+        told = [str(w.message) for w in said if "this training was on" in str(w.message)]
+        assert len(told) == (end > 1 and device.type != "cpu")
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
+    assert history.column("neg_elbo") == sorted(history.column("neg_elbo"), reverse=True)
 
 
 @pytest.mark.parametrize("capture", ["graph", "cudagraph"])

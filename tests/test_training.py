@@ -958,6 +958,23 @@ def test_a_device_has_several_names(tmp_path: Path) -> None:
     assert len(run(vae, x, epochs=3, resume=tmp_path, device="cpu:0")) == 3
 
 
+def test_a_run_is_not_lost_with_the_machine_it_began_on(tmp_path: Path) -> None:
+    """It goes on with the same weights, moments, shuffles and history; here with the same numbers, all of one CPU."""
+    x, options = binary(), {"valid": binary(), "patience": 9, "device": "cpu"}
+    vae = a_vae()
+    whole = run(copy.deepcopy(vae), x, epochs=4, **options)
+    run(vae, x, epochs=2, checkpoint=tmp_path, **options)
+    state = json.loads((tmp_path / "training.json").read_text())
+    state["settings"]["device"] = "cuda"
+    (tmp_path / "training.json").write_text(json.dumps(state))
+    with pytest.warns(UserWarning, match="this training was on cuda, and goes on on cpu: the same model, data"):
+        history = run(vae, x, epochs=4, checkpoint=tmp_path, resume=True, **options)
+    assert [row["loss"] for row in history] == [row["loss"] for row in whole]
+    # From now on it is one of this machine.
+    assert json.loads((tmp_path / "training.json").read_text())["settings"]["device"] == "cpu"
+    assert len(run(vae, x, epochs=5, checkpoint=tmp_path, resume=True, **options)) == 5
+
+
 def test_resuming_on_other_data_or_another_model_is_refused(tmp_path: Path) -> None:
     x, y = binary(), torch.arange(N) % 3
     run(a_cvae(), (x, y), checkpoint=tmp_path)

@@ -29,7 +29,7 @@ class Report:
 
 @contextmanager
 def measuring(vae: VAE, seed: int | None, what: str) -> Iterator[None]:
-    """Run in ``eval()`` mode, in the precision of the model, and with random numbers of this seed and measurement alone.
+    """Run in ``eval()`` mode, in the precision of the model, with random numbers of this seed and measurement alone.
 
     A batch normalisation must not learn from test data. And were the numbers the seed's own, a measurement of x that
     were drawn with the same seed would begin with the very z that made them: importance sampling with 64 of them was 2

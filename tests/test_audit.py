@@ -778,6 +778,26 @@ def test_more_draws_help_one_estimator_and_hurt_the_other():
     assert dreg_64 > 1.5 * dreg
 
 
+def test_a_failure_by_rounding_is_said_to_be_one():
+    """A flow so steep that a draw in double precision no longer says which noise it was made of."""
+    torch.manual_seed(0)
+    vae = pv.vae((4,), 2, encoder={"name": "Flow", "flow": "NSF", "hidden": [8]}, likelihood="Gaussian", hidden=(8,))
+    x = torch.randn(16, 4)
+    assert pv.audit(vae, x, objectives=[STL()], particles=5).note == ""
+    with torch.no_grad():
+        for p in vae.encoder.parameters():
+            p *= 4
+    audit = pv.audit(vae, x, objectives=[Trace_ELBO(), STL()], particles=5)
+    assert not audit.passed
+    assert audit.note.startswith("log q(z) of draws is up to ")
+    assert "too steep for float64" in audit.note
+    assert str(audit).splitlines()[-2] == audit.note
+    assert audit.to_dict()["note"] == audit.note
+    # Another mistake is not called rounding.
+    vae = cvae(DetachedZ)
+    assert pv.audit(vae, *rows(vae), objectives=[IWAE(3)], particles=5).note == ""
+
+
 def test_a_model_without_parameters():
     """Its loss is compared, and there is no gradient."""
     truth = Ppca()

@@ -190,10 +190,10 @@ def bounds(
     ladder = _ladder(temperatures)
     columns = []
     with measuring(vae, seed, "bounds"), frozen(vae):
-        z = _checked(_Path(vae, x[:1], _rows(vae, y, slice(1)), start), x, vae._tensor(z))
+        z = _checked(_Path(vae, x[:1], vae._labels_of(y, slice(1)), start), x, vae._tensor(z))
         for first in range(0, len(x), batch_size):
             some = slice(first, first + batch_size)
-            path = _Path(vae, x[some], _rows(vae, y, some), start)
+            path = _Path(vae, x[some], vae._labels_of(y, some), start)
             steps = _step_sizes(path, ladder, leapfrog)
             runs = [_anneal(path, path.draw(chains), ladder, steps, leapfrog)]
             if z is not None:
@@ -212,11 +212,6 @@ def bounds(
         start=start,
         density=getattr(vae.likelihood, "density", True),
     )
-
-
-def _rows(vae: VAE, y: Tensor | None, rows: slice) -> Tensor | None:
-    """The labels of these rows, where one does not stand for all."""
-    return y if y is None or not vae.per_row(y) else y[rows]
 
 
 def _log_mean(log_w: Tensor) -> tuple[Tensor, Tensor]:

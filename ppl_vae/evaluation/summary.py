@@ -148,21 +148,21 @@ def evaluate(
     vae.check(x, y, mask)
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
     mask = vae._mask(x, mask)
-    every = y is None or not vae.per_row(y)
     chunks = []
     with measuring(vae, seed, "evaluate"):
         # A point has no density to weigh against the prior's.
         first = x[:1].to(vae._beta)
         seen = vae._mask(first, None if mask is None else mask[:1])
-        q = vae.encode(given(vae.encoder, first, seen), y if every else y[:1])
+        label = vae._labels_of(y, slice(1))
+        q = vae.encode(given(vae.encoder, first, seen), label)
         point = vae.prior is None or is_point(q)
-        discrete = bool(vae.decode(q.sample(), y if every else y[:1]).support.is_discrete)
+        discrete = bool(vae.decode(q.sample(), label).support.is_discrete)
         # No more decoded numbers at a time than log p takes.
         batch_size = max(1, min(batch_size, 2**22 // (draws * vae.numbers(x[:1]))))
         for i in range(0, len(x), batch_size):
             some = slice(i, i + batch_size)
             seen = None if mask is None else mask[some]
-            chunks.append(elbo_terms(vae, x[some], y if every else y[some], samples=draws, mask=seen))
+            chunks.append(elbo_terms(vae, x[some], vae._labels_of(y, some), samples=draws, mask=seen))
     reconstruction, kl = (torch.cat(column).double().cpu() for column in zip(*chunks, strict=True))
     density = getattr(vae.likelihood, "density", True)
     if point:

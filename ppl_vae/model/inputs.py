@@ -64,6 +64,10 @@ class Checked(Assembly):
         """Whether y has a batch dimension: one for every row of x, and not one for all; a y may have dimensions too."""
         return y.dim() > len(getattr(self.condition, "y_shape", ()))
 
+    def _labels_of(self, y: Tensor | None, rows: slice) -> Tensor | None:
+        """The labels of some rows: one y for all is theirs too."""
+        return y if y is None or not self.per_row(y) else y[rows]
+
     def check(self, x: Any, y: Any = None, mask: Any = None) -> None:
         """Raise unless x and y are data for this model, whose parts go together; for a whole data set, before a step.
 

@@ -219,9 +219,7 @@ class VAE(Programs):
             self.check(x, y, mask)
         step = max(1, _CHUNK // (candidates * self.numbers(x[:1])))
         rows = [slice(first, first + step) for first in range(0, len(x), step)]
-        # One y may stand for all rows.
-        every = y is None or not self.per_row(y)
-        drawn = [self._impute(x[some], y if every else y[some], mask[some], n, candidates) for some in rows]
+        drawn = [self._impute(x[some], self._labels_of(y, some), mask[some], n, candidates) for some in rows]
         return torch.cat(drawn, 1)
 
     def _impute(self, x: Tensor, y: Any, mask: Tensor, n: int, candidates: int) -> Tensor:

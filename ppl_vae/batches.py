@@ -62,6 +62,8 @@ class Batches:
         self.divisor: int | None = None
         if self.loader is None:
             self.x, self.divisor = _compact(self.x.to(vae._beta))
+        if self.divisor is not None:
+            self.levels = _levels(self.divisor, vae._beta.dtype).to(device)
         self.y, self.mask = (None if rows is None else rows.to(device) for rows in (self.y, self.mask))
         if observe:
             self._check_range()
@@ -200,7 +202,10 @@ class Batches:
         return self._row(x, *(None if rows is None else rows[first] for rows in (self.y, self.mask))), {}
 
     def _values(self, rows: Tensor) -> Tensor:
-        return rows.to(self.vae._beta) if self.divisor is None else rows.to(self.vae._beta) / self.divisor
+        if self.divisor is None:
+            return rows.to(self.vae._beta)
+        # A GPU divides by a number as it multiplies by another, which half of the grey levels do not survive.
+        return self.levels[rows.int()] if rows.is_cuda else rows.to(self.vae._beta) / self.divisor
 
     def in_order(self) -> Iterator[tuple[Any, ...]]:
         """Yield every row once, in order, as (x, y) or (x, y, mask)."""
@@ -218,8 +223,9 @@ class Batches:
             x, y, mask = self._unpack(batch, from_dataset=True)
             self._check(x, y, mask)
             self._seen(y)
-            y, mask = (None if rows is None else rows.to(self.device) for rows in (y, mask))
-            yield self._row(x.to(self.vae._beta), y, mask)
+            # Of a loader that pins its memory, what comes next is fetched while the device is still at work.
+            y, mask = (None if rows is None else rows.to(self.device, non_blocking=True) for rows in (y, mask))
+            yield self._row(x.to(self.device, self.vae._beta.dtype, non_blocking=True), y, mask)
 
     def _seen(self, y: Tensor | None) -> None:
         if self.observe is not None and y is not None:
@@ -248,6 +254,11 @@ def _filled(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, mean.to(x))
 
 
+def _levels(divisor: int, dtype: torch.dtype) -> Tensor:
+    """What the bytes stand for, as a CPU divides."""
+    return torch.arange(256, dtype=dtype) / divisor
+
+
 def _compact(x: Tensor) -> tuple[Tensor, int | None]:
     """Rows as bytes and what to divide them by, if that gives them back bit for bit; else as they are.
 
@@ -255,6 +266,8 @@ def _compact(x: Tensor) -> tuple[Tensor, int | None]:
     """
     for divisor in (1, 255):
         levels = (x * divisor).round()
-        if not (levels.min() < 0 or levels.max() > 255) and torch.equal(levels.to(torch.uint8).to(x) / divisor, x):
+        if levels.min() < 0 or levels.max() > 255:
+            continue
+        if torch.equal(_levels(divisor, x.dtype).to(x)[levels.int()], x):
             return levels.to(torch.uint8), divisor
     return x, None

@@ -220,7 +220,8 @@ def fit(
     # The epoch of the best weights, and these.
     best: tuple[int, dict[str, Tensor]] | None = None
 
-    with seeded(seed, device), _quiet():
+    # The precision is an argument, whatever the caller is inside of.
+    with seeded(seed, device), torch.autocast(device.type, enabled=False), _quiet():
         try:
             shapes = batches.shapes()
             _meet(vae, steps, shapes)
@@ -326,7 +327,7 @@ def _together(optim: Callable[..., torch.optim.Optimizer], lr: float, device: to
     if "fused" in accepted and "fused" not in chosen and not other:
         options["fused"] = True
     if "capturable" in accepted and chosen.get("capturable", True) and device.type == "cuda":
-        options |= {"capturable": True, "lr": torch.tensor(lr, device=device)}
+        options |= {"capturable": True, "lr": torch.tensor(lr, dtype=torch.float32, device=device)}
     return functools.partial(optim, **options)
 
 

@@ -20,7 +20,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
 import ppl_vae as pv
-from ppl_vae.capture import CapturedSVI, CaptureWarning
+from ppl_vae.capture import CapturedSVI, CaptureWarning, TwoStages
 from ppl_vae.capture.guard import Sizes, compare
 from ppl_vae.capture.optimiser import Together
 from ppl_vae.capture.replay import Replay
@@ -217,6 +217,36 @@ def test_no_step_is_taken_where_no_gradient_is_recorded(mode: Any, backend: Any)
     assert all(torch.equal(p, b) for p, b in zip(vae.parameters(), before, strict=True))
     assert svi.steps == len(losses)
     svi.step(x, y)
+
+
+@pytest.mark.parametrize("backend", ["off", "graph", "inductor", "cudagraph"])
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_the_precision_is_an_argument_whatever_the_caller_is_inside_of(backend: Any, precision: Any) -> None:
+    """A recorded graph has its casts in it, and those of the caller's autocast are not added to them."""
+    found = []
+    for outer in (False, True):
+        vae, x, y = model_of({"prior": "Gaussian"})
+        adam = functools.partial(torch.optim.Adam, lr=1e-2, fused=True)
+        svi = CapturedSVI(vae.model, vae.guide, adam, Trace_ELBO(), backend, precision=precision)
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+            torch.manual_seed(0)
+            svi.run([(x, y)] * 12)
+        assert svi.backend == backend
+        found.append(svi.read()["loss"])
+    assert found[0] == found[1]
+
+
+def test_two_stages_are_run_in_their_own_precision() -> None:
+    w, x = torch.randn(8, 8), torch.randn(5, 8)
+    stages = TwoStages(lambda x: x @ w @ w + torch.randn(5, 8), [x])
+    found = []
+    for outer in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+            stages.prepare(x)
+            torch.manual_seed(0)
+            found.append(stages())
+            assert TwoStages(lambda x: x @ w, [x])().dtype == torch.float32
+    assert torch.equal(*found)
 
 
 def test_the_compiled_graph_stays_close_to_stock() -> None:

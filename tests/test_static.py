@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -13,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI
+from ppl_vae.capture.guard import size_of
 from ppl_vae.capture.static import cannot_stay, look_up
 from ppl_vae.errors import CaptureError, NonFiniteError
 from ppl_vae.objectives import Trace_ELBO
@@ -287,3 +289,112 @@ def test_batches_without_labels_are_run_like_others():
     svi.run([(x, None)] * 20)
     assert svi.read()["steps"] == 20
     assert len(looks) < 10
+
+
+# What a CUDA graph froze
+
+
+def stayed(freeze=False, **options):
+    """A program whose whole steps stay on the device, after a few of them."""
+    torch.manual_seed(0)
+    vae = pv.vae((4,), 2, likelihood="Gaussian", hidden=(8,))
+    vae.likelihood.requires_grad_(not freeze)
+    adam = functools.partial(torch.optim.Adam, lr=torch.tensor(1e-2), fused=True)
+    svi = CapturedSVI(vae.model, vae.guide, adam, Trace_ELBO(), "cudagraph", **options)
+    svi.run([(torch.randn(6, 4),)] * 10)
+    return svi, vae, next(replay.static for replay in svi._graphs.values())
+
+
+def swapped(svi, vae):
+    for p in vae.likelihood.parameters():
+        p.data = p.data.clone()
+
+
+CHANGES = {
+    # A state that is loaded comes with a rate of its own, and goes by that from then on.
+    "a state that was loaded": lambda svi, vae: svi.optim.set_state(svi.optim.get_state()),
+    "another rate": lambda svi, vae: svi.optim.optimizer.param_groups[0].update(lr=torch.tensor(0.1)),
+    "weight decay": lambda svi, vae: svi.optim.optimizer.param_groups[0].update(weight_decay=0.1),
+    "clip": lambda svi, vae: setattr(svi.optim, "clip", 1.0),
+    "parameters that are not trained": swapped,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_cuda_graph_would_not_see_makes_another(name):
+    """It reads and writes where things were, and numbers are part of it."""
+    svi, vae, static = stayed(freeze=True)
+    assert static.places == static._places()
+    svi.optim.set_lr(0.5)
+    assert static.places == static._places()
+    CHANGES[name](svi, vae)
+    assert static.places != static._places()
+    # Without a GPU there is no graph to be made anew.
+    assert not static.moved
+
+
+def test_the_flag_of_one_program_is_none_of_anothers():
+    """They share the optimiser; what the one has not looked at yet does not keep the other from its steps."""
+    svi, vae, _ = stayed()
+    x = torch.randn(6, 4)
+    other = CapturedSVI(vae.model, vae.guide, svi.optim.optimizer, Trace_ELBO(), "graph")
+    for _ in range(8):
+        other.step(x)
+    svi.step(x * math.nan)
+    before = [p.detach().clone() for p in vae.parameters()]
+    other.step(x)
+    assert not any(torch.equal(p, b) for p, b in zip(vae.parameters(), before, strict=True))
+    with pytest.raises(NonFiniteError):
+        svi.read()
+
+
+@pytest.mark.parametrize("backend", ["off", "graph", "cudagraph"])
+def test_arguments_that_are_no_tensors_are_run_as_they_are_stepped(backend):
+    def model(batch):
+        pyro.module("layer", layer)
+        with pyro.plate("rows", len(batch["x"])):
+            pyro.sample("x", dist.Normal(layer(batch["x"]).squeeze(-1), 1.0), obs=batch["x"][:, 0])
+
+    layer = nn.Linear(3, 1)
+    adam = functools.partial(torch.optim.Adam, lr=1e-2, fused=True)
+    svi = CapturedSVI(model, lambda batch: None, adam, Trace_ELBO(), backend)
+    svi.run([({"x": torch.randn(6, 3)},)] * 12)
+    assert svi.read()["steps"] == 12
+
+
+@pytest.fixture
+def double_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("capture", ["off", "graph", "cudagraph"])
+def test_training_where_numbers_are_double_by_default(capture, device, double_by_default):
+    """A fused optimiser reads flag and rate in single precision, whatever the default is."""
+    vae, x = pv.vae((4,), 2, likelihood="Gaussian", hidden=(8,)), torch.randn(20, 4)
+    history = pv.fit(vae, x, epochs=9, batch_size=4, capture=capture, device=device, progress=False)
+    assert history.info["capture"] == capture
+    assert history[-1]["neg_elbo"] < history[0]["neg_elbo"]
+
+
+def test_inputs_are_kept_up_to_so_many_bytes(monkeypatch):
+    """A step that is not finite is named all the same."""
+    from ppl_vae.capture import ledger
+
+    monkeypatch.setattr(ledger, "_BYTES", 1000)
+    svi, _, _ = stayed()
+    looks = []
+    look = svi._ledger.look
+    monkeypatch.setattr(svi._ledger, "look", lambda: (looks.append(len(svi._ledger._kept)), look())[1])
+    x = torch.randn(6, 4)
+    svi.run([(x,)] * 25)
+    # 96 bytes each: eleven of them are more.
+    assert looks[:2] == [11, 11]
+    with pytest.raises(NonFiniteError, match="step 39"):
+        svi.run([(x,)] * 3 + [(x * math.nan,)] + [(x,)] * 30)
+
+
+def test_a_gradient_in_half_precision_may_be_larger_than_its_norm_could_be():
+    assert size_of([torch.full((100,), 100.0, dtype=torch.float16)]).isfinite()
+    assert not size_of([torch.tensor([1.0, math.inf], dtype=torch.float16)]).isfinite()

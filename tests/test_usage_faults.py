@@ -420,6 +420,18 @@ def test_training_records_its_own_gradients():
         quiet(models[1], (X, Y))
 
 
+@pytest.mark.parametrize("capture", ["off", "auto"])
+def test_training_is_in_its_own_precision_inside_autocast(capture):
+    """Weights that autocast keeps a copy of would be validated by as they were in the first epoch."""
+    model = cvae()
+    outside = quiet(copy.deepcopy(model), (X, Y), valid=(X, Y), epochs=4, capture=capture)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = quiet(copy.deepcopy(model), (X, Y), valid=(X, Y), epochs=4, capture=capture)
+    assert inside.column("loss") == outside.column("loss")
+    assert inside.column("valid_neg_elbo") == outside.column("valid_neg_elbo")
+    assert len(set(inside.column("valid_neg_elbo"))) == 4
+
+
 def test_what_a_notebook_shows():
     """The last line of a cell: a picture, a table, and of a history how far it came."""
     vae = cvae()

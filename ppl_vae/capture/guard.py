@@ -88,7 +88,8 @@ def compare(
 
 def size_of(gradients: Iterable[Tensor]) -> Tensor:
     """Return one number to look at: NaN or infinite if a gradient has that in it, and seldom where none has."""
-    gradients = list(gradients)
+    # A norm of half-precision numbers is soon beyond the largest of them.
+    gradients = [g.float() if g.dtype == torch.float16 else g for g in gradients]
     if any(g.is_cuda for g in gradients):
         return torch.nn.utils.get_total_norm(gradients)
     # On a CPU a norm of many tensors is many small operations; sums in a compiled graph are slower yet.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 __all__ = ["Ledger", "count"]
 
-# Steps whose inputs are kept, on the device.
-_KEPT = 100
+# Steps whose inputs are kept, on the device; and bytes of these.
+_KEPT, _BYTES = 100, 2**28
 
 
 def count(loss: Tensor, norm: Tensor, watched: Sequence[Tensor], flag: Tensor, totals: Tensor) -> None:
@@ -42,10 +42,12 @@ class Ledger:
     """Sums over steps, of which some are on the device, and the inputs of the last of these."""
 
     def __init__(self) -> None:
-        self.flag = torch.zeros(())
+        # Of the dtype that fused optimisers read, whatever the default is.
+        self.flag = torch.zeros((), dtype=torch.float32)
         self._sums: dict[str, float] = collections.defaultdict(float)
         self._totals: dict[tuple[str, ...], Tensor] = {}
         self._kept: dict[int, Any] = {}
+        self._bytes = 0
         # How many steps the device had counted when the first of these was kept.
         self._before = 0
 
@@ -65,14 +67,15 @@ class Ledger:
         for name, value in values.items():
             self._sums[name] += value
 
-    def keep(self, step: int, inputs: Any) -> None:
-        """Keep the inputs of a step that nobody waits for."""
+    def keep(self, step: int, inputs: Any, size: int) -> None:
+        """Keep the inputs of a step that nobody waits for, so many bytes."""
         self._kept[step] = inputs
+        self._bytes += size
 
     @property
     def full(self) -> bool:
         """Whether it is time to look at the flag."""
-        return len(self._kept) >= _KEPT
+        return len(self._kept) >= _KEPT or self._bytes >= _BYTES
 
     def look(self) -> tuple[int, Any] | None:
         """Return the first step that was not finite and its inputs, or None. It waits.
@@ -82,7 +85,7 @@ class Ledger:
         if not self._kept:
             return None
         counted = int(self._on_device()["steps"])
-        kept, self._kept = list(self._kept.items()), {}
+        kept, self._kept, self._bytes = list(self._kept.items()), {}, 0
         good, self._before = counted - self._before, counted
         if not self.flag.item():
             return None

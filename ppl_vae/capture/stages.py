@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..errors import CaptureError
 from .guard import first_line
-from .recording import CaptureWarning, Generators, no_host_reads
+from .recording import CaptureWarning, Generators, no_host_reads, uncast
 from .replay import quietly
 from .rewriting import keep_draws, rewrite
 from .simplify import simplify, written
@@ -53,6 +53,7 @@ class TwoStages:
         (tensor([ 1.5410, -0.2934, -2.1788]), tensor([ 0.5684, -1.0845, -1.3986]))
     """
 
+    @uncast
     def __init__(
         self,
         function: Callable[..., Tensor],
@@ -105,7 +106,7 @@ class TwoStages:
             with quietly():
                 return self()
         except (RuntimeError, OSError) as error:
-            warnings.warn(f"not compiled, but replayed as recorded: {first_line(error)}", CaptureWarning, stacklevel=4)
+            warnings.warn(f"not compiled, but replayed as recorded: {first_line(error)}", CaptureWarning, stacklevel=5)
             self.second = self._second
             return None
 
@@ -119,11 +120,13 @@ class TwoStages:
         if not difference <= tolerance * max(1.0, size):
             raise CaptureError(f"the recorded graph is off by {difference:.3g}, for values up to {size:.3g}")
 
+    @uncast
     @torch.no_grad()
     def prepare(self, *inputs: Tensor) -> None:
         """Run the part that chance does not touch."""
         self._held = self.first(*inputs)
 
+    @uncast
     @torch.no_grad()
     def __call__(self) -> Tensor:
         """Draw once more, into a tensor of its own."""

@@ -162,20 +162,31 @@ class StaticStep:
             torch.cuda.current_stream(device).wait_stream(stream)
             state.restore()
             self.cuda_graph = torch.cuda.CUDAGraph()
-            # On a stream of that device, whichever is the current one; other threads may go on.
-            with torch.cuda.graph(self.cuda_graph, stream=stream, capture_error_mode="thread_local"):
+            # On a stream of that device, whichever is the current one, and left even if the capture cannot be ended,
+            # where torch's own context stays in it; other threads may go on.
+            with (
+                torch.cuda.stream(stream),
+                torch.cuda.graph(self.cuda_graph, stream=stream, capture_error_mode="thread_local"),
+            ):
                 self._step()
         except RuntimeError as error:
+            # What was begun there must not write any more to what is put back.
+            torch.cuda.current_stream(device).wait_stream(stream)
             state.restore()
             raise CaptureError(f"no CUDA graph can hold this step: {first_line(error)}") from error
 
-    def _places(self) -> list[int]:
-        state = (v for values in self.optim.optimizer.state.values() for v in values.values() if isinstance(v, Tensor))
-        return [tensor.data_ptr() for tensor in (*self.optim.leaves.values(), *self.buffers, *state)]
+    def _places(self) -> list[Any]:
+        """Where everything is that a CUDA graph reads and writes, and the numbers that it does not look up."""
+        optimizer, graph = self.optim.optimizer, self.replay.graph
+        held = (getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr")
+        state = (v for values in optimizer.state.values() for v in values.values())
+        options = (v for group in optimizer.param_groups for k, v in group.items() if k != "params")
+        every = *self.optim.leaves.values(), *self.buffers, *held, *state, *options, self.optim.clip
+        return [v.data_ptr() if isinstance(v, Tensor) else v for v in every]
 
     @property
     def moved(self) -> bool:
-        """Whether a parameter, a buffer or a moment is no longer where a CUDA graph would write to."""
+        """Whether a CUDA graph would read or write where nothing is any more, or go by options that have changed."""
         return self.cuda_graph is not None and self.places != self._places()
 
     @torch.no_grad()
@@ -186,10 +197,14 @@ class StaticStep:
     def _step(self) -> None:
         self.loss, gradients = self.replay(self.inputs)
         self._add_up(self.loss, gradients, self.flag, self.totals)
-        self.optim.optimizer.found_inf = self.flag
         for name, gradient in gradients.items():
             self.optim.leaves[name].grad = gradient
-        self.optim([self.optim.leaves[name] for name in gradients])
+        self.optim.optimizer.found_inf = self.flag
+        try:
+            self.optim([self.optim.leaves[name] for name in gradients])
+        finally:
+            # Nobody who takes a step with this optimiser elsewhere has raised the flag.
+            del self.optim.optimizer.found_inf
         # What is left would be taken for a gradient of the next step, whose shape may not reach that parameter.
         self.optim.zero_grad()
 
@@ -197,7 +212,8 @@ class StaticStep:
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Take the step; return its loss, which is not read yet, in memory that the next step writes to."""
         for buffer, tensor in zip(self.inputs, tensors, strict=True):
-            buffer.copy_(tensor, non_blocking=True)
+            # What is on the host may be written to as soon as this returns.
+            buffer.copy_(tensor, non_blocking=tensor.is_cuda)
         if self.cuda_graph is None:
             self._step()
         else:

@@ -29,7 +29,7 @@ from .guard import LastSite, Sizes, compare, first_bad_site, first_line, not_fin
 from .ledger import Ledger
 from .optimiser import Together
 from .program import SCALARS, Program
-from .recording import CaptureWarning, Generators, Watch, cannot_record, record
+from .recording import CaptureWarning, Generators, Watch, cannot_record, record, uncast
 from .replay import Replay
 from .static import StaticStep, cannot_stay, look_up
 
@@ -102,8 +102,7 @@ class CapturedSVI(SVI):
         known("precision", precision, ("32", "bf16-mixed"))
         self.elbo, self.check_every, self.weight, self.precision = loss, check_every, weight, precision
         self._choose, self.planned = backend == "auto", steps
-        short = backend == "auto" and steps is not None and steps < _WORTH_RECORDING
-        self.backend: str = "off" if short else backend
+        self.backend: str = "off" if self._choose and (steps or math.inf) < _WORTH_RECORDING else backend
         self.batch = batch or (lambda *args, **kwargs: (args, kwargs))
         self.watch = watch
         self.steps = 0
@@ -120,6 +119,7 @@ class CapturedSVI(SVI):
 
     # One step
 
+    @uncast
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step; return the loss, a number, or from a CUDA graph a tensor that nobody has waited for."""
         check_gradients("a step")
@@ -170,6 +170,7 @@ class CapturedSVI(SVI):
         self._ledger.add(loss=value, steps=1.0, **{name: seen.item() for name, seen in self.watched.items()})
         return value
 
+    @uncast
     def run(self, batches: Iterable[tuple[Any, ...]]) -> None:
         """Take a step for the arguments in each of ``batches``; nothing else may change the program meanwhile.
 
@@ -178,16 +179,16 @@ class CapturedSVI(SVI):
         ready: dict[Any, StaticStep] = {}
         running = self._program.running
         for args in batches:
-            tensors = [v for v in args if isinstance(v, Tensor)]
-            shapes = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else v for v in args)
+            simple = all(v is None or isinstance(v, Tensor) for v in args)
+            shapes = tuple(None if v is None else (v.shape, v.dtype) for v in args) if simple else None
             if (static := ready.get(shapes)) is None or self._due(1) or not self._stays:
                 self.step(*args)
-                if self._static is not None and all(v is None or isinstance(v, Tensor) for v in args):
+                if self._static is not None and simple:
                     ready[shapes] = self._static
             else:
                 self.steps += 1
                 before = Generators(cuda_devices(self._ledger.flag.device), running)
-                self._nobody_waits(static, tensors, before, (args, {}))
+                self._nobody_waits(static, [v for v in args if v is not None], before, (args, {}))
 
     @property
     def _stays(self) -> bool:
@@ -202,7 +203,7 @@ class CapturedSVI(SVI):
         """Take a step; keep what it takes to look at it again."""
         if self._ledger.full:
             self._look_at_flag()
-        self._ledger.keep(self.steps, (before, call))
+        self._ledger.keep(self.steps, (before, call), sum(tensor.nbytes for tensor in tensors))
         return static(tensors)
 
     def read(self) -> dict[str, float]:
@@ -264,6 +265,7 @@ class CapturedSVI(SVI):
         # Pyro adds the loss up in double precision.
         return torch.as_tensor(loss, dtype=torch.float64).detach(), gradients
 
+    @uncast
     def meet(self, *args: Any, **kwargs: Any) -> None:
         """Run the program once, instead of the stock step that a shape begins with; no random number is spent.
 
@@ -287,8 +289,7 @@ class CapturedSVI(SVI):
 
     def _mixed(self) -> Any:
         # Without its cache, which would keep a parameter's bfloat16 copy past the optimiser's step in a recorded graph.
-        on = self.precision == "bf16-mixed"
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=on, cache_enabled=False)
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision != "32", cache_enabled=False)
 
     @property
     def _device(self) -> torch.device:
@@ -321,9 +322,8 @@ class CapturedSVI(SVI):
             flat = [value.to(self._device) if isinstance(value, Tensor) else value for value in flat]
         tensors = [value for value in flat if isinstance(value, Tensor)]
         inputs = tuple((v.shape, v.dtype, v.device, v.requires_grad) if isinstance(v, Tensor) else v for v in flat)
-        autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
         plain = tuple(v for v in (self.weight, *vars(self.elbo).values()) if isinstance(v, SCALARS))
-        key = inputs, spec, self._program.key(self.optim.leaves), autocast, plain
+        key = inputs, spec, self._program.key(self.optim.leaves), plain
         if key in self._graphs:
             return self._graphs[key], tensors, key
         if key not in self._met:
@@ -383,7 +383,7 @@ class CapturedSVI(SVI):
 
     @staticmethod
     def _warn(message: str) -> None:
-        warnings.warn(message, CaptureWarning, stacklevel=5)
+        warnings.warn(message, CaptureWarning, stacklevel=6)
 
     def _refuse_non_finite(self, loss: float, gradients: dict[str, Tensor], before: Generators, call: Any) -> None:
         """Raise, if the loss or a gradient is not finite, with the site where that begins."""

@@ -525,6 +525,20 @@ MUTANTS = [
         "self._check_next = not self._stays or long_ago",
         "test_device.py::test_what_a_callback_changes_is_found_when_training_goes_on",
     ),
+    Mutant(
+        "a view of a product is memory of its own",
+        "capture/simplify.py",
+        "elif node.target is aten._unsafe_view.default:",
+        "elif False:",
+        "test_capture.py::test_what_is_written_to_is_made_anew_for_every_draw[False-product_in_place]",
+    ),
+    Mutant(
+        "an audit where no gradient is recorded",
+        "evaluation/audit.py",
+        '    check_gradients("audit")\n',
+        "",
+        "test_measurement_faults.py::test_a_number_is_the_same_wherever_gradients_are_recorded[audit]",
+    ),
 ]
 
 

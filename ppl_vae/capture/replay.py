@@ -28,8 +28,9 @@ _SAVED, _COMPILING_ONE, _COMPILING = {"cpu": 8e-6, "cuda": 1.5e-6}, 0.035, 15.0
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Compile and capture without a word of torch's on TF32, which nobody asked for, and on how it finds waits."""
+    """Compile and capture without a word of torch's on TF32, which nobody asked for, on its own parts, and on waits."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch._prims_common", FutureWarning)
         warnings.filterwarnings("ignore", "TensorFloat32")
         warnings.filterwarnings("ignore", "Synchronization debug mode")
         yield

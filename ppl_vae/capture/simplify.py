@@ -156,15 +156,24 @@ def _memory(graph: GraphModule) -> tuple[dict[Node, Node], set[Node]]:
     dirty: set[Node] = set()
     for node in graph.graph.nodes:
         root[node] = node
+        if node.target is operator.getitem and root[node.args[0]] is not node.args[0]:
+            # One of the views that an operation gave.
+            root[node] = root[node.args[0]]
+        elif node.target is aten._unsafe_view.default:
+            # What it promises, that nobody will write to what it was given, says nothing of what it gives.
+            root[node] = root[node.args[0]]
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        given = [*node.args, *node.kwargs.values()]
-        for argument, value in zip(node.target._schema.arguments, given, strict=False):
-            if argument.alias_info is None or not isinstance(value, Node):
+        arguments = node.target._schema.arguments
+        given = dict(zip((argument.name for argument in arguments), node.args, strict=False)) | node.kwargs
+        for argument in arguments:
+            value = given.get(argument.name)
+            shown = [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, Node)]
+            if argument.alias_info is None or not shown:
                 continue
-            root[node] = root[value]
+            root[node] = root[shown[0]]
             if argument.alias_info.is_write:
-                dirty.add(root[value])
+                dirty.update(root[v] for v in shown)
     return root, dirty
 
 

@@ -303,7 +303,9 @@ class VAE(Programs):
                 "prior has one"
             )
         if proposal != "prior":
-            check_spheres(q, p)
+            # Aside, as a chain draws to say what it is made of.
+            with self._aside():
+                check_spheres(q, p)
         chunk = max(1, (memory or _CHUNK) // self.numbers(x))
         for done in range(0, samples, chunk):
             # rsample, because a flow then scores its own draw without being inverted.

@@ -88,6 +88,13 @@ def train(out: Path, *words: str, data: str = "bars.npz") -> pv.VAE:
     return pv.load(out)
 
 
+def within(some: Any, whole: Any) -> bool:
+    """Whether a configuration says what another says, or less."""
+    if isinstance(some, dict) and isinstance(whole, dict):
+        return all(within(value, whole[key]) for key, value in some.items())
+    return bool(some == whole)
+
+
 def printed_config(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     capsys.readouterr()
     ok("train", *words, "--print_config")
@@ -620,11 +627,14 @@ def test_every_part_trains_with_an_option_of_its_own(
     part = getattr(pv.load(tmp_path / "run"), kind)
     assert type(part) is presets.TABLES[kind][name]
     assert holds(part)
-    # Its configuration, fed back, is the same again.
+    # Its configuration, fed back, is the same again, and that of the same model.
     config = tmp_path / "run" / "config.yaml"
     first = yaml.safe_load(config.read_text())
-    assert printed_config(capsys, "--config", str(config)) == first
+    again = printed_config(capsys, "--config", str(config))
+    assert within(first, again)
     assert first[kind]["name"] == name
+    made = presets.to_dict(pv.load(tmp_path / "run"))[kind]
+    assert again[kind] == (made["part"] if made["name"] == "Unconditional" else made)
 
 
 @pytest.mark.parametrize(
@@ -705,6 +715,25 @@ def test_shared_arguments_are_printed_filled_in(capsys: Any, folder: Path) -> No
     assert (config["encoder"]["features"], config["encoder"]["context"]) == (5, 3)
     assert config["data"]["name"] == "bars.npz"
     assert not (folder / "unused").exists()
+
+
+def test_what_parts_share_is_edited_in_one_place(tmp_path: Path) -> None:
+    """Of a run's config.yaml, as a sweep does; it says nothing of what is filled in, which would contradict it."""
+    train(tmp_path / "a")
+    config = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    assert not any({"features", "hidden", "x_shape", "context"} & set(config[kind]) for kind in ("prior", "likelihood"))
+    file = tmp_path / "edited.yaml"
+    file.write_text(yaml.safe_dump(config | {"latent": 3, "hidden": [4], "out": str(tmp_path / "b")}))
+    ok("train", "--config", str(file))
+    ok("train", "--config", str(tmp_path / "a" / "config.yaml"), "--latent=3", "--hidden=[4]", f"--out={tmp_path / 'c'}")
+    edited, typed = (pv.load(tmp_path / run) for run in "bc")
+    assert {n: p.shape for n, p in edited.named_parameters()} == {n: p.shape for n, p in typed.named_parameters()}
+    assert edited.prior.features == 3  # type: ignore[union-attr]
+    # A file that says both, such as one that was printed.
+    file.write_text("{data: bars.npz, latent: 3, prior: {name: Gaussian, features: 5}}")
+    said = shell("train", "--config", str(file), "--out", str(tmp_path / "d"))
+    assert said.returncode == 2
+    assert "latent is 3 and prior.features 5, which is to be the same" in said.stderr
 
 
 def test_the_words_win_over_the_configuration(tmp_path: Path, capsys: Any) -> None:
@@ -851,7 +880,7 @@ WHOLE = ["--data", "bars.npz", *TINY]
         ([*WHOLE, "--seed", "1"], "seed: 0 then, 1 now"),
         ([*WHOLE, "--batch_size", "7"], "batch_size: "),
         ([*WHOLE, "--latent", "3"], "model.prior.features: "),
-        ([*WHOLE, "--data", "plain.npz"], "Gaussian: expected a context"),
+        ([*WHOLE, "--data", "plain.npz"], "a: expected to resume the same run, got another data: "),
     ],
     ids=lambda w: " ".join(w) if isinstance(w, list) else w,
 )

@@ -73,11 +73,11 @@ def train(words: list[str]) -> None:
         del typed[key]
     made = {kind: part for kind, part in presets.to_dict(vae).items() if kind in PARTS}
     # What context: 0 wrapped is written as it is typed.
-    settings = typed | {k: d["part"] if d and d["name"] == "Unconditional" else d for k, d in made.items()}
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    made = {k: d["part"] if d and d["name"] == "Unconditional" else d for k, d in made.items()}
     if options.print_config:
-        print(text, end="")
+        print(_as_yaml(typed | made), end="")
         return
+    text = _as_yaml(typed | {k: d and _without_shared(d, options[k], options) for k, d in made.items()})
     how = options.objective.as_dict()
     objective = presets.lookup(presets.OBJECTIVES, how.pop("name"), "objective name")(**how)
     if options.warmup < 0:
@@ -118,6 +118,10 @@ def train(words: list[str]) -> None:
     print("\n".join(str(path) for path in draw(vae, source, out, history)))
 
 
+def _as_yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
 def _read_config(words: list[str]) -> dict[str, Any]:
     """Take ``--config FILE`` out of the words; return what the file says, or what a run to be resumed was made with."""
     for i, word in enumerate(words):
@@ -144,6 +148,12 @@ def _read_config(words: list[str]) -> dict[str, Any]:
     latent = {"features": config.get("latent")}
     bodies = latent | {key: config.get(key) for key in ("hidden", "network")}
     parts = {kind: config[kind] for kind in PARTS if kind in config}
+    for kind, part in parts.items():
+        if config.get("latent") is not None and part.get("features", config["latent"]) != config["latent"]:
+            raise ConfigError(
+                f"{file}: latent is {config['latent']!r} and {kind}.features {part['features']!r}, which is to be the "
+                "same: leave features out of the parts, and it will be"
+            )
     return config | {kind: _as_typed(part, latent if kind == "prior" else bodies) for kind, part in parts.items()}
 
 
@@ -151,6 +161,13 @@ def _as_typed(part: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, A
     """A part without what was filled in from options that parts share, since the words may give these another value."""
     inner = {key: _as_typed(value, shared) if isinstance(value, dict) else value for key, value in part.items()}
     return {key: value for key, value in inner.items() if key not in shared or value != shared[key]}
+
+
+def _without_shared(part: Mapping[str, Any], typed: Namespace, options: Namespace) -> dict[str, Any]:
+    """A part without what parts share and nobody typed: who edits ``latent`` in a file means all of them."""
+    filled_in = {key for key in (*SHARED, "network") if typed.get(key) is None}
+    shared = {"features": options.latent, "hidden": options.hidden, "network": options.network}
+    return _as_typed({key: value for key, value in part.items() if key not in filled_in}, shared)
 
 
 def _typed(option: str, words: list[str]) -> str | None:
@@ -167,7 +184,7 @@ def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
     parser = parser_of("train", train)
     parser.add_argument("--config", type=str, help="a YAML file of options, such as a run's config.yaml")
     parser.add_argument(
-        "--print_config", action="store_true", help="show what config.yaml will say, filled in, and stop"
+        "--print_config", action="store_true", help="show every option, what parts share filled in, and stop"
     )
     parser.add_argument("--out", type=str, help="the folder of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is there")

@@ -8,6 +8,8 @@ for bit, the one that was not interrupted, on a device of the same kind.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +24,12 @@ from .devices import cuda_devices
 from .errors import CheckpointError, ConfigError
 from .model import VAE
 
-__all__ = ["folders", "has_state", "restore", "set_weights", "store", "weights"]
+try:
+    import fcntl
+except ImportError:  # Windows has other locks, and is left without.
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["alone", "epochs_done", "folders", "has_state", "restore", "set_weights", "store", "weights"]
 
 
 def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
@@ -63,9 +70,49 @@ def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: 
     checkpoint.write(folder, "training", tensors, info | {"best_epoch": None if best is None else best[0]})
 
 
+@contextlib.contextmanager
+def alone(folder: str | Path | None) -> Iterator[None]:
+    """Keep other processes from training in a folder meanwhile. The lock is the process's own, and ends with it.
+
+    Raises:
+        CheckpointError: if one is training there, or there can be no such folder.
+    """
+    if folder is None or fcntl is None:
+        yield
+        return
+    there = Path(folder).exists()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: expected a folder to write to: {error.strerror or error}") from error
+    try:
+        # A file system that knows no locks gives another error.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CheckpointError(
+                    f"{folder}: another training writes to it: wait for its end, or name another folder"
+                ) from error
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_UN)
+        os.close(held)
+        if not there:
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()  # Only if it is empty: nothing was trained.
+
+
 def has_state(folder: str | Path) -> bool:
     """Whether a folder holds the state of a training, whole or not."""
     return (Path(folder) / "training.json").exists()
+
+
+def epochs_done(folder: str | Path) -> int:
+    """How many epochs of a training are in a folder; none, if no state is."""
+    return len(checkpoint.read(folder, "training")[1]["history"]) if has_state(folder) else 0
 
 
 def folders(

@@ -36,7 +36,7 @@ from .errors import ConfigError, PartError, check_positive
 from .history import History
 from .model import VAE
 from .objectives import Trace_ELBO
-from .state import folders, restore, set_weights, store, weights
+from .state import alone, folders, restore, set_weights, store, weights
 
 __all__ = ["fit"]
 
@@ -221,7 +221,7 @@ def fit(
     best: tuple[int, dict[str, Tensor]] | None = None
 
     # The precision is an argument, whatever the caller is inside of.
-    with seeded(seed, device), torch.autocast(device.type, enabled=False), _quiet():
+    with seeded(seed, device), torch.autocast(device.type, enabled=False), _quiet(), alone(checkpoint):
         try:
             shapes = batches.shapes()
             _meet(vae, steps, shapes)

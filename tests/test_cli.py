@@ -725,7 +725,14 @@ def test_what_parts_share_is_edited_in_one_place(tmp_path: Path) -> None:
     file = tmp_path / "edited.yaml"
     file.write_text(yaml.safe_dump(config | {"latent": 3, "hidden": [4], "out": str(tmp_path / "b")}))
     ok("train", "--config", str(file))
-    ok("train", "--config", str(tmp_path / "a" / "config.yaml"), "--latent=3", "--hidden=[4]", f"--out={tmp_path / 'c'}")
+    ok(
+        "train",
+        "--config",
+        str(tmp_path / "a" / "config.yaml"),
+        "--latent=3",
+        "--hidden=[4]",
+        f"--out={tmp_path / 'c'}",
+    )
     edited, typed = (pv.load(tmp_path / run) for run in "bc")
     assert {n: p.shape for n, p in edited.named_parameters()} == {n: p.shape for n, p in typed.named_parameters()}
     assert edited.prior.features == 3  # type: ignore[union-attr]
@@ -734,6 +741,66 @@ def test_what_parts_share_is_edited_in_one_place(tmp_path: Path) -> None:
     said = shell("train", "--config", str(file), "--out", str(tmp_path / "d"))
     assert said.returncode == 2
     assert "latent is 3 and prior.features 5, which is to be the same" in said.stderr
+
+
+def test_a_run_whose_epochs_cannot_be_read_is_measured_all_the_same(tmp_path: Path, capsys: Any) -> None:
+    """A picture less, and a word on it; to resume the run writes the file anew."""
+    train(out := tmp_path / "run")
+    (out / "history.png").unlink()
+    whole = (out / "metrics.jsonl").read_text()
+    for content in (
+        b"3\n",
+        b"",
+        whole.encode()[:20],
+        b'{"epoch": "x"}\n',
+        b'{"a": 1}\n',
+        b'{"epoch": 2, "loss": 1}\n',
+        None,
+    ):
+        (out / "metrics.jsonl").unlink()
+        if content is not None:
+            (out / "metrics.jsonl").write_bytes(content)
+        else:
+            (out / "metrics.jsonl").mkdir()
+        capsys.readouterr()
+        ok("plot", str(out))
+        said = capsys.readouterr()
+        assert "no history.png; ppl-vae train --resume" in said.err
+        assert "history.png" not in said.out
+        if content is None:
+            (out / "metrics.jsonl").rmdir()
+            (out / "metrics.jsonl").touch()
+    ok("train", "--resume", "--out", str(out), "--evaluate", "false")
+    assert (out / "metrics.jsonl").read_text() == whole
+    ok("plot", str(out))
+    assert (out / "history.png").exists()
+
+
+def test_a_run_is_not_ended_by_fewer_epochs_than_it_has(tmp_path: Path, capsys: Any) -> None:
+    train(out := tmp_path / "run", "--epochs", "3")
+    (out / "model.json").unlink()
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "2"]) == 2
+    assert "--epochs 2: 3 epochs are done in " in capsys.readouterr().err
+    assert not (out / "model.json").exists()
+    # To end it there is to say so, and then it is what its configuration says.
+    config = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(config.replace("epochs: 3", "epochs: 9"))
+    ok("train", "--resume", "--out", str(out), "--epochs", "3")
+    assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 3
+    assert (out / "model.json").exists()
+
+
+def test_samples_of_a_label_go_with_the_model_that_made_them(tmp_path: Path) -> None:
+    train(out := tmp_path / "run")
+    ok("sample", str(out), "--label", "1")
+    assert (out / "samples-1.npz").exists()
+    train(out, "--overwrite", "--evaluate", "false")
+    assert not list(out.glob("samples-*"))
+
+
+def test_the_objective_that_was_trained_is_audited(tmp_path: Path, capsys: Any) -> None:
+    train(tmp_path / "run", "--objective", "iwae", "--objective.k", "3")
+    assert "TraceMeanField_ELBO, IWAE(k=3)" in capsys.readouterr().out
 
 
 def test_the_words_win_over_the_configuration(tmp_path: Path, capsys: Any) -> None:
@@ -980,7 +1047,6 @@ def test_odd_files_in_a_run_are_errors_of_one_line(tmp_path: Path, capsys: Any) 
     ok("evaluate", str(out), "--samples", "3")
     for name, content, command in (
         ("config.yaml", b"data: \xff\xfe", ["evaluate", str(out)]),
-        ("metrics.jsonl", b"3\n", ["plot", str(out)]),
         ("evaluation.npz", None, ["compare", str(out), str(out / ".")]),
     ):
         before = (path := out / name).read_bytes()

@@ -270,3 +270,16 @@ def test_table():
         "−log p(x|y), 7 samples",
         "warning: 7 samples are too few to tell whether they are enough: take 25 or more",
     ]
+
+
+def test_as_many_samples_or_no_difference_in_log_p():
+    """One number of samples gives log p more than another; what none of them decides is compared all the same."""
+    vae, x = pv.vae((4,), 2, likelihood="Gaussian"), torch.randn(10, 4)
+    few, many = (pv.evaluate(vae, x, samples=n) for n in (5, 50))
+    with pytest.raises(DataError, match=r"as many samples, got \{'few': 5, 'many': 50\}"):
+        pv.evaluation.compare({"few": few, "many": many})
+    point = pv.evaluate(pv.ae((4,), 2), x)
+    found = pv.evaluation.compare({"few": few, "many": many, "point": point})
+    assert found.terms == ["reconstruction"]
+    assert "no −log p(x|y): point has none" in str(found)
+    assert "no KL: point has none" in str(found)

@@ -975,6 +975,27 @@ def test_a_run_is_not_lost_with_the_machine_it_began_on(tmp_path: Path) -> None:
     assert len(run(vae, x, epochs=5, checkpoint=tmp_path, resume=True, **options)) == 5
 
 
+def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    """The second is refused while the first is at it, and leaves no trace; then it may."""
+    x, said = binary(), []
+
+    def meanwhile(vae: pv.VAE, history: pv.History) -> None:
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(CheckpointError, match="another training writes to it"):
+                run(a_vae(), x, checkpoint=tmp_path, **options)
+            said.append(sorted(path.name for path in tmp_path.iterdir()))
+
+    run(a_vae(), x, epochs=2, checkpoint=tmp_path, callbacks=meanwhile)
+    assert said
+    assert len(run(a_vae(), x, epochs=3, checkpoint=tmp_path, resume=True)) == 3
+    # Where nothing was trained no folder is left.
+    broken = a_vae()
+    next(broken.parameters()).data.fill_(math.nan)
+    with pytest.raises(NonFiniteError):
+        run(broken, x, checkpoint=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_resuming_on_other_data_or_another_model_is_refused(tmp_path: Path) -> None:
     x, y = binary(), torch.arange(N) % 3
     run(a_cvae(), (x, y), checkpoint=tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from .. import data, plots
 from ..devices import seeded
@@ -27,6 +27,7 @@ from ..evaluation import (
     quality,
     simulate,
 )
+from ..evaluation.audit import library
 from ..evaluation.pareto import good_below
 from ..history import History
 from ..model import VAE, density_numbers
@@ -81,11 +82,13 @@ class AuditFailed(PplVaeError, ValueError):
     """The audit of a run found a difference."""
 
 
-def report(vae: VAE, source: data.Data, out: Path) -> None:
-    """Print and write what the test set says of a model."""
+def report(vae: VAE, source: data.Data, out: Path, objective: ELBO) -> None:
+    """Print and write what the test set says of a model, and whether training stood on what it should."""
     result = evaluate(vae, *xy(vae, source.test), progress=True)
-    # What training stands on; ppl-vae audit goes through all there is.
+    # What it was trained on, and what that stands on; ppl-vae audit goes through all there is.
     objectives = [Trace_ELBO(), TraceMeanField_ELBO()]
+    if type(objective) not in map(type, objectives) and type(objective) in map(type, library()):
+        objectives.append(objective)
     check = audit(vae, *xy(vae, spread(source.test, 64)), objectives=objectives, particles=50)
     write_evaluation(out, result, source.test)
     print(f"\n{source.name}, test split\n{result}\n\n{check.line}\n")
@@ -224,9 +227,9 @@ def reconstructions(vae: VAE, split: data.Split, vrange: tuple[float, float] | N
 
 
 @torch.no_grad()
-def draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path]:
+def draw(vae: VAE, source: data.Data, out: Path, history: History | None) -> list[Path]:
     """Draw what there is to see of a model; return the paths."""
-    figures = {"history": plots.history(history, title=f"{source.name}: training")}
+    figures = {} if history is None else {"history": plots.history(history, title=f"{source.name}: training")}
     images, vrange = are_images(source.x_shape), vrange_of(source.range)
     if images:
         figures["reconstructions"] = reconstructions(vae, spread(source.test, 20), vrange)
@@ -234,7 +237,8 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path]
         test = spread(source.test, 1000)
         x, y = xy(vae, test)
         z = vae.embed(x, y).cpu()
-        figures["latents"] = plots.latents(z, test.y, title="means of q(z|x,y), test images")
+        given, under = ("x", "") if vae.condition is None else ("x,y", "|y")
+        figures["latents"] = plots.latents(z, test.y, title=f"means of q(z|{given}), test images")
         classes = None if vae.condition is None else torch.arange(source.classes or 0)
         labels = None if classes is None else classes.tolist()
         if vae.prior is not None:
@@ -244,7 +248,9 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path]
                 figures["samples"] = plots.samples(x_new, labels, vrange=vrange, title=title)
             draws = vae.prior_given(y).sample(() if y is not None else (len(x),)).cpu()
             aggregate = vae.encode(x, y).sample().cpu()
-            figures["prior"] = plots.prior_vs_posterior(draws, aggregate, title="p(z) and the aggregate of q(z|x,y)")
+            figures["prior"] = plots.prior_vs_posterior(
+                draws, aggregate, title=f"p(z{under}) and the aggregate of q(z|{given})"
+            )
         if images and classes is not None and y is not None:
             # One style from every label, as far as the test images have it.
             styles = torch.stack([(y == k).nonzero()[0, 0] for k in classes if (y == k).any()])
@@ -253,9 +259,12 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History) -> list[Path]
             figures["styles"] = plots.translations(x[styles], moved, classes, vrange=vrange, title=title)
         # A grid is not of a circle, where a latent of two may lie.
         if images and z.shape[-1] == 2 and classes is None and not spheres(vae.encode(x[:1]).support, 2):
-            axis = torch.linspace(-3, 3, 15)
-            grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-            figures["manifold"] = plots.manifold(vae.decode(grid).mean.cpu(), axis, axis, vrange=vrange)
+            # Where the codes are, which is nowhere near zero for some priors, and for an autoencoder.
+            low, high = z.quantile(torch.tensor([0.01, 0.99]).to(z), 0)
+            across, up = (torch.linspace(a, b, 15) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+            grid = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1)
+            title = "x̂ over the codes of test images"
+            figures["manifold"] = plots.manifold(vae.decode(grid).mean.cpu(), across, up, vrange=vrange, title=title)
     return [plots.save(figure, out / f"{name}.png") for name, figure in figures.items()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,17 +164,15 @@ def compare_runs(words: list[str]) -> None:
     parser.add_argument("runs", type=str, nargs="+", help="the folders of evaluated runs")
     parser.add_argument("--out", type=str | None, help="a JSON file for the numbers")
     options = parse(parser, words, {})
-    if len(set(options.runs)) < max(2, len(options.runs)):
+    if len({Path(run).resolve() for run in options.runs}) < max(2, len(options.runs)):
         raise ConfigError(f"compare: expected two or more different runs, got {' '.join(options.runs)}")
     found = {run: read_evaluation(run) for run in options.runs}
     (first, (evaluation, rows)), *others = found.items()
     for run, (other, its_rows) in others:
         if its_rows != rows:
-            raise DataError(f"compare: {first} and {run} were evaluated on different rows: their data differ")
-        if other.samples != evaluation.samples:
-            raise ConfigError(
-                f"compare: {first} was evaluated with {evaluation.samples} samples and {run} with {other.samples}, "
-                "which changes log p by itself: run ppl-vae evaluate with the same --samples"
+            raise DataError(
+                f"compare: {first} was evaluated on {evaluation.rows} rows and {run} on {other.rows} different rows: "
+                "their data differ, or their --rows; run ppl-vae evaluate on the same"
             )
     comparison = compare({run: evaluation for run, (evaluation, _) in found.items()})
     if options.out is not None:
@@ -201,12 +200,18 @@ def plot(words: list[str]) -> None:
     print("\n".join(str(path) for path in draw(vae, source, Path(options.run), _history(options.run))))
 
 
-def _history(run: str) -> History:
+def _history(run: str) -> History | None:
+    """The epochs of a run; None, after a word on the error stream, where the file does not tell: a picture less."""
+    path = Path(run) / "metrics.jsonl"
     try:
-        lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("a line that is no mapping")
-        return History(rows)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run}: expected metrics.jsonl, a line of JSON an epoch: {error}") from error
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        epochs = [row["epoch"] for row in rows]
+        if not rows or epochs != list(range(1, len(rows) + 1)):
+            raise ValueError("expected the epochs 1, 2, 3, ...")
+        if not all(isinstance(v, int | float | None) for row in rows for v in row.values()):
+            raise ValueError("expected numbers")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        way_out = f"no history.png; ppl-vae train --resume --out {run} writes it anew"
+        print(f"{path}: {type(error).__name__}: {error}: {way_out}", file=sys.stderr)
+        return None
+    return History(rows)

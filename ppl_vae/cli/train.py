@@ -22,7 +22,7 @@ from ..errors import ConfigError, PplVaeError
 from ..history import History
 from ..model import VAE
 from ..objectives import warmup
-from ..state import has_state
+from ..state import epochs_done, has_state
 from ..training import fit
 from .files import fingerprint
 from .parsing import parse, parser_of
@@ -83,6 +83,7 @@ def train(words: list[str]) -> None:
     if options.warmup < 0:
         raise ConfigError(f"--warmup: expected a number of epochs, 0 for none, got {options.warmup}")
     out = _run_folder(options)
+    records = _Records(out, text)
     try:
         history = fit(
             vae,
@@ -95,8 +96,11 @@ def train(words: list[str]) -> None:
             checkpoint=out,
             resume=out if options.resume else None,
             overwrite=options.overwrite,
-            callbacks=[_Records(out, text)],
+            callbacks=[records],
         )
+        if not records.written:
+            # A run that had come to its end: what it is said to be, and its epochs, are written as they are.
+            records(vae, history)
     except PplVaeError:
         with contextlib.suppress(OSError):
             out.rmdir()  # Only if it is empty: nothing was trained.
@@ -114,7 +118,7 @@ def train(words: list[str]) -> None:
     if not len(source.test):
         print("no rows are left to test on: neither evaluated nor drawn")
         return
-    report(vae, source, out)
+    report(vae, source, out, objective)
     print("\n".join(str(path) for path in draw(vae, source, out, history)))
 
 
@@ -264,6 +268,10 @@ def _run_folder(options: Namespace) -> Path:
     there = any((out / name).exists() for name in ("config.yaml", "training.json", "model.json"))
     if options.resume and not there:
         raise ConfigError(f"--resume: expected a run in {out}, found none")
+    if options.resume and options.epochs < (done := epochs_done(out)):
+        raise ConfigError(
+            f"--epochs {options.epochs}: {done} epochs are done in {out}: name that number to end there, or more"
+        )
     if there and not options.resume and not options.overwrite:
         raise ConfigError(f"{out} holds a run already: add --resume to continue it, --overwrite to replace it")
     try:
@@ -285,7 +293,8 @@ class _Records:
     def __call__(self, vae: VAE, history: History) -> None:
         if not self.written:
             results = "model.json", "evaluation.json", "evaluation.npz", "audit.json", "samples.npz"
-            for old in (*results, *(f"{name}.png" for name in PICTURES)):
+            labelled = (path.name for path in self.out.glob("samples-*") if path.suffix in (".png", ".npz"))
+            for old in (*results, *(f"{name}.png" for name in PICTURES), *labelled):
                 (self.out / old).unlink(missing_ok=True)
             (self.out / "config.yaml").write_text(self.config)
         with (self.out / "metrics.jsonl").open("a" if self.written else "w") as file:

@@ -30,7 +30,7 @@ from ..objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
 from .measuring import Report, plain
 from .pairs import HEAD, AuditRow, Pair
 
-__all__ = ["Audit", "AuditRow", "audit"]
+__all__ = ["Audit", "AuditRow", "audit", "library"]
 
 # Draws: to find a direction, and how many times as many, of other noise, have to say it as well before something is
 # called wrong.
@@ -53,8 +53,8 @@ class Audit(Report):
 
     @property
     def compared(self) -> list[AuditRow]:
-        """The rows that compare something."""
-        return [row for row in self.rows if row.value is not None]
+        """The rows that compare something, with enough draws to see it."""
+        return [row for row in self.rows if row.value is not None and not (row.ok and row.blind)]
 
     @property
     def passed(self) -> bool:
@@ -77,7 +77,9 @@ class Audit(Report):
 
     def __str__(self) -> str:
         title = f"SVI against the same written by hand: {self.data} rows, {self.particles} draws, nats per datum"
-        return "\n".join([title, HEAD, *map(str, self.rows), *filter(None, [self.note]), self._verdict])
+        blind = any(row.value is not None and row.ok and row.blind for row in self.rows)
+        few = "?: too few draws to see an error as large as the number itself: take more particles" if blind else ""
+        return "\n".join([title, HEAD, *map(str, self.rows), *filter(None, [few, self.note]), self._verdict])
 
     @property
     def _verdict(self) -> str:
@@ -138,7 +140,7 @@ def audit(
     vae.check_training(x, y)
     with seeded(seed, vae._beta.device):
         vae = _in_double_precision(vae, x, y)
-        chosen = _library() if objectives is None else [copy.deepcopy(objective) for objective in objectives]
+        chosen = library() if objectives is None else [copy.deepcopy(objective) for objective in objectives]
         try:
             pairs, particles = [Pair(objective, vae, x, y) for objective in chosen], max(2, particles)
             tests = sum(pair.tests(directions) for pair in pairs)
@@ -154,8 +156,13 @@ def audit(
     return Audit(tuple(rows), len(x), particles, note)
 
 
-def _library() -> list[ELBO]:
-    """Every objective there is. A Capacity of this γ leaves the other term to be seen beside it."""
+def library() -> list[ELBO]:
+    """Return every objective there is. A Capacity of this γ leaves the other term to be seen beside it.
+
+    Example:
+        >>> STL in map(type, library())
+        True
+    """
     return [
         Trace_ELBO(),
         TraceMeanField_ELBO(),

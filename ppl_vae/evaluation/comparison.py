@@ -59,6 +59,10 @@ class Comparison(Report):
                 elif name != next(iter(self.evaluations)):
                     cells += f" {numbers[2]:+11.3f} {numbers[3]:11.3f}"
                 lines.append(f"{name:{wide}s} {cells}")
+        for term, title in _COLUMNS.items():
+            without = [name for name, e in self.evaluations.items() if term not in e.values]
+            if 0 < len(without) < len(self.evaluations):
+                lines.append(f"no {title}: {', '.join(without)} {'has' if len(without) == 1 else 'have'} none")
         kinds = {name: _kind(evaluation) for name, evaluation in self.evaluations.items()}
         if not all(_alike(one, other) for one in self.evaluations.values() for other in self.evaluations.values()):
             said = ", ".join(f"{name}: {kind or 'not known'}" for name, kind in kinds.items())
@@ -111,7 +115,8 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
             order, is for the caller to know.
 
     Raises:
-        DataError: for fewer than two, or different numbers of rows, or nothing that all of them have.
+        DataError: for fewer than two, different numbers of rows, or of samples where log p is among what all of them
+            have, or nothing that they all have.
 
     Example:
         >>> x = torch.zeros(8, 4)
@@ -123,6 +128,12 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
     if len(rows) < 2 or len(set(rows.values())) > 1:
         raise DataError(f"compare: expected two or more evaluations of the same rows, got {rows or 'none'}")
     comparison = Comparison(dict(evaluations))
+    samples = {name: e.samples for name, e in evaluations.items()}
+    if "neg_log_prob" in comparison.terms and len(set(samples.values())) > 1:
+        raise DataError(
+            f"compare: expected evaluations with as many samples, got {samples}, which changes log p by itself: "
+            "evaluate all with the same samples"
+        )
     if not comparison.terms:
         raise DataError(
             f"compare: expected evaluations with a term in common, got {[list(e.values) for e in evaluations.values()]}"

@@ -69,6 +69,11 @@ class AuditRow(Report):
     ok: bool = True
     note: str = ""
 
+    @property
+    def blind(self) -> bool:
+        """Whether draws were too few for an error as large as the number itself to be seen."""
+        return self.sees is not None and not self.sees < 1
+
     def __str__(self) -> str:
         if self.value is None:
             return f"–     {self.objective}: {self.what}: {self.note}"
@@ -82,7 +87,8 @@ class AuditRow(Report):
         )
         again = "" if self.ok or self.draws is None else f", of {self.draws} draws"
         where = "" if self.ok or not self.note else f"  in {self.note}{again}"
-        name = f"{'ok' if self.ok else 'FAIL':4s}  {self.objective:{_NAME}s} {self.what:8s}"
+        verdict = "FAIL" if not self.ok else "?" if self.blind else "ok"
+        name = f"{verdict:4s}  {self.objective:{_NAME}s} {self.what:8s}"
         return f"{name} {' '.join(numbers)}{where}".rstrip()
 
 

@@ -778,6 +778,17 @@ def test_more_draws_help_one_estimator_and_hurt_the_other():
     assert dreg_64 > 1.5 * dreg
 
 
+def test_a_row_that_cannot_see_anything_is_no_ok():
+    """Of two draws a difference as large as the gradient itself may be chance; a hundred tell."""
+    vae = pv.vae((4,), 2, likelihood="Gaussian", hidden=(8,))
+    x = torch.randn(16, 4)
+    few, many = (pv.audit(vae, x, objectives=[Trace_ELBO(), IWAE(3)], particles=n) for n in (2, 300))
+    assert [str(row)[:4].strip() for row in few.rows] == ["?", "?", "ok", "ok"]
+    assert "too few draws" in str(few).splitlines()[0]
+    assert [str(row)[:4].strip() for row in many.rows] == ["ok", "ok", "ok", "ok"]
+    assert "too few draws" not in str(many)
+
+
 def test_a_failure_by_rounding_is_said_to_be_one():
     """A flow so steep that a draw in double precision no longer says which noise it was made of."""
     torch.manual_seed(0)
@@ -867,7 +878,7 @@ def test_the_table_and_json():
     assert head.split() == ["value", "difference", "z", "limit", "sees", "SNR"]
     assert [" ".join(line.split()[:3]) for line in table] == [
         "ok STL loss",
-        "ok STL gradient",
+        "? STL gradient",
         "ok IWAE(k=5) loss",
         "ok IWAE(k=5) gradient",
         "ok FreeBits(nats=0.5) loss",

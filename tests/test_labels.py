@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -11,7 +12,7 @@ from ppca import Ppca, limit
 
 import ppl_vae as pv
 from ppl_vae import encoders, likelihoods, priors
-from ppl_vae.errors import ConfigError, DataError, LabelError, NoDensityError, PartError
+from ppl_vae.errors import ConfigError, DataError, LabelError, NoDensityError, NonFiniteError, PartError
 from ppl_vae.evaluation import label_use
 
 CLASSES = 3
@@ -500,3 +501,16 @@ def test_the_table_and_the_numbers():
     assert table["drop"]["mean"] == found["drop"]
     assert table["entropy"] == {"mean": pytest.approx(math.log(3)), "standard_error": None}
     assert table["labels"] == [0, 1, 2]
+
+
+def test_a_row_that_no_label_can_have_made_is_no_hit():
+    """It would count as right where the first label is its own."""
+
+    def likelihood(z, c):
+        return dist.Uniform(-1.0, 1.0).expand([*z.shape[:-1], 3]).to_event(1)
+
+    vae = pv.VAE(priors.Standard(2), likelihood, lambda x, c: dist.Normal(x[..., :2], 1.0).to_event(1), pv.OneHot(2))
+    x, y = 0.5 * torch.rand(8, 3), torch.arange(8) % 2
+    x[4] = 7.0
+    with pyro.validation_enabled(False), pytest.raises(NonFiniteError, match="1 of 8 rows, the first of them 4, are"):
+        label_use(vae, x, y, samples=5)

@@ -17,7 +17,7 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae import likelihoods, presets
-from ppl_vae.distributions import ContinuousBernoulli, DiscretizedLogistic, Levels, NegativeBinomial, inside
+from ppl_vae.distributions import ContinuousBernoulli, DiscretizedLogistic, Levels, NegativeBinomial, Poisson, inside
 from ppl_vae.errors import ConfigError, DataError, PartError
 
 ALPHA, DRAWS = 1e-6, 20_000
@@ -742,3 +742,37 @@ def test_training_finds_the_density_of_one_pixel(name):
     if name == "NegativeBinomial":
         assert losses[-1] == pytest.approx(-p.log_prob(x).mean().item(), abs=2e-3)
     torch.testing.assert_close(part(torch.zeros(LATENT)).mean.item(), x.mean().item(), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("mean", [10.0, 1e3, 1e4, 1e5, 1e6])
+@pytest.mark.parametrize("r", [None, 0.5, 10.0, 1e3])
+def test_many_counts_have_their_probability_in_single_precision(mean, r):
+    """Against double precision, in which Γ is near enough; it would be off by nats where it is the plain formula."""
+
+    def pixel(dtype):
+        rate = torch.tensor(mean, dtype=dtype)
+        if r is None:
+            return Poisson(rate)
+        return NegativeBinomial(torch.tensor(r, dtype=dtype), torch.tensor(r, dtype=dtype) / rate)
+
+    spread = math.sqrt(mean + (0 if r is None else mean**2 / r))
+    x = torch.linspace(max(0.0, mean - 8 * spread), mean + 8 * spread, 2001, dtype=torch.float64).round()
+    found, exact = pixel(torch.float32).log_prob(x.float()), pixel(torch.float64).log_prob(x)
+    assert (found - exact).abs().max() < 2e-3 * max(1.0, exact.abs().max().item() / 50)
+    # In double precision it is the formula.
+    if r is None:
+        plain = x * math.log(mean) - mean - torch.lgamma(x + 1)
+    else:
+        plain = torch.lgamma(r + x) - math.lgamma(r) - torch.lgamma(x + 1)
+        plain = plain + r * math.log(r / (r + mean)) + x * math.log(mean / (r + mean))
+    torch.testing.assert_close(exact, plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.5, 20.0, 300.0])
+def test_probabilities_of_counts_add_up_to_one(mean):
+    x = torch.arange(2000, dtype=torch.float64)
+    for r in (0.7, 12.0, 40.0):
+        d = NegativeBinomial(torch.tensor(r).double(), torch.tensor(r / mean).double())
+        total = d.log_prob(torch.arange(40_000, dtype=torch.float64)).exp().sum()
+        assert total == pytest.approx(1.0, abs=1e-9)
+    assert Poisson(torch.tensor(mean).double()).log_prob(x).exp().sum() == pytest.approx(1.0, abs=1e-11)

@@ -381,3 +381,12 @@ def test_the_table_and_the_numbers(data):
     assert table["features"] == "the last hidden layer of a classifier of the training data"
     assert table["samples"]["judge_fid"] == {"mean": found["judge_fid"], "standard_error": None}
     assert table["real"]["accuracy"]["mean"] == found.real["accuracy"][0]
+
+
+def test_kid_of_a_tensor_and_itself_is_of_two_sets_of_rows():
+    """Whatever its dtype, and whether or not it is the same object."""
+    f = torch.randn(20, 3)
+    expected = kid(f.double(), f.double().clone())
+    assert kid(f.double(), f.double()) == expected
+    assert kid((g := f.double()), g) == expected
+    assert kid(f, f) == expected

@@ -8,7 +8,7 @@ from .adapt import as_pyro, inside, is_ode, is_periodic, is_point, transport, zu
 from .chain import Chain, onto_spheres, spheres
 from .divergences import kl_to_diagonal
 from .mixtures import NormalMixture, diagonal, log_normals
-from .pixels import ContinuousBernoulli, DiscretizedLogistic, GreyBernoulli, Levels, NegativeBinomial
+from .pixels import ContinuousBernoulli, DiscretizedLogistic, GreyBernoulli, Levels, NegativeBinomial, Poisson
 from .sphere import PowerSpherical, SphericalUniform
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Levels",
     "NegativeBinomial",
     "NormalMixture",
+    "Poisson",
     "PowerSpherical",
     "SphericalUniform",
     "as_pyro",

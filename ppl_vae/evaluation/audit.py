@@ -53,8 +53,8 @@ class Audit(Report):
 
     @property
     def compared(self) -> list[AuditRow]:
-        """The rows that compare something, with enough draws to see it."""
-        return [row for row in self.rows if row.value is not None and not (row.ok and row.blind)]
+        """The rows that compare something."""
+        return [row for row in self.rows if row.value is not None]
 
     @property
     def passed(self) -> bool:
@@ -77,9 +77,9 @@ class Audit(Report):
 
     def __str__(self) -> str:
         title = f"SVI against the same written by hand: {self.data} rows, {self.particles} draws, nats per datum"
-        blind = any(row.value is not None and row.ok and row.blind for row in self.rows)
-        few = "?: too few draws to see an error as large as the number itself: take more particles" if blind else ""
-        return "\n".join([title, HEAD, *map(str, self.rows), *filter(None, [few, self.note]), self._verdict])
+        if any(row.ok and row.blind for row in self.compared):
+            title += "; ?: too few draws to see an error as large as the number: take more particles"
+        return "\n".join([title, HEAD, *map(str, self.rows), *filter(None, [self.note]), self._verdict])
 
     @property
     def _verdict(self) -> str:

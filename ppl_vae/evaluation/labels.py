@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..data import as_tensor
 from ..distributions import is_point
-from ..errors import ConfigError, LabelError, NoDensityError, PartError, check_positive
+from ..errors import ConfigError, LabelError, NoDensityError, NonFiniteError, PartError, check_positive
 from ..model import VAE
 from ..model.checks import check_precision
 from .aggregate import POINT, divergence, posterior
@@ -200,6 +200,7 @@ def label_use(
         LabelError: unless there is a label a row, and two rows of each of two labels.
         ConfigError: for a p_y that is none, or a model in half precision.
         NoDensityError: for a model without a prior, or with an encoder that gives a point.
+        NonFiniteError: for a row that is impossible under every label.
 
     Example:
         >>> vae = pv.cvae((4,), 2, 3, likelihood="Gaussian")
@@ -235,6 +236,11 @@ def label_use(
         told, told_right = told_of_labels(vae, x, y, z, batch_size)
         prior = prior_information(vae, labels, (counts.double() / len(y))[labels])
     log_prob = torch.stack([estimate.values for estimate in estimates])
+    if (nowhere := (log_prob == -math.inf).all(0)).any():
+        raise NonFiniteError(
+            f"label_use: {int(nowhere.sum())} of {len(y)} rows, the first of them {int(nowhere.nonzero()[0])}, are "
+            "impossible under every label: none can be told to be the right one"
+        )
     right, bad = labels[:, None] == y, ~torch.stack([estimate.good for estimate in estimates])
     log_posterior = (log_prob + p[labels].log()[:, None]).log_softmax(0)
     predicted = labels[log_posterior.argmax(0)]

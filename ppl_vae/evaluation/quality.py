@@ -184,9 +184,9 @@ def quality(
     else:
         shares = [f.labels.bincount(minlength=judge.classes).double() / len(y_test) for f in (fake, real)]
         # The entropy of the frequencies of N draws is too low by about this much (Miller, 1955).
-        too_low = (int((shares[0] > 0).sum()) - 1) / (2 * len(y_test))
-        terms["label_entropy"] = _entropy(shares[0]).item() + too_low, math.nan
-        other["label_entropy"] = _entropy(shares[1]).item(), math.nan
+        too_low = [(int((share > 0).sum()) - 1) / (2 * len(y_test)) for share in shares]
+        terms["label_entropy"] = _entropy(shares[0]).item() + too_low[0], math.nan
+        other["label_entropy"] = _entropy(shares[1]).item() + too_low[1], math.nan
         by_label |= {"share": shares[0][labels], "real_share": shares[1][labels]}
     terms["doubt"], other["doubt"] = (mean_and_error(_entropy(f.probs)) for f in (fake, real))
     terms["diversity"], other["diversity"] = (diversity.nanmean().item(), math.nan), (1.0, math.nan)
@@ -230,14 +230,14 @@ def kid(features: Tensor, others: Tensor) -> tuple[float, float]:
     """
     a, b = _two(features, others)
 
-    def row_means(f: Tensor, g: Tensor) -> Tensor:
+    def row_means(f: Tensor, g: Tensor, same: bool) -> Tensor:
         """The mean kernel of every row of f with all of g; but itself, where g is f."""
-        same = f is g
         total = torch.cat([((some @ g.T) / f.shape[1] + 1).pow(3).sum(1) for some in f.split(1000)])
         itself = (f.square().mean(1) + 1).pow(3) if same else 0.0
         return (total - itself) / (len(g) - same)
 
-    of_a, of_b = row_means(a, a) - row_means(a, b), row_means(b, b) - row_means(b, a)
+    of_a = row_means(a, a, same=True) - row_means(a, b, same=False)
+    of_b = row_means(b, b, same=True) - row_means(b, a, same=False)
     # What every row contributes, to first order: twice its own mean.
     error = 2 * (of_a.var() / len(a) + of_b.var() / len(b)).sqrt()
     return (of_a.mean() + of_b.mean()).item(), error.item()

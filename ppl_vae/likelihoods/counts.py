@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import NegativeBinomial as NegativeBinomialPixel
+from ..distributions import Poisson as PoissonPixel
 from ..errors import check_positive, check_range
 from ..networks import Body
 from .base import Likelihood, Spread, SpreadOf, check_counts, logit_of
@@ -114,7 +115,7 @@ class Poisson(Likelihood):
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Any:
         """Return p(x | z, y), event shape x_shape, for z (*, features) and c (*, context)."""
-        return dist.Poisson(self.raw(z, c).clamp(*self.clamp).exp()).to_event(len(self.x_shape))
+        return PoissonPixel(self.raw(z, c).clamp(*self.clamp).exp()).to_event(len(self.x_shape))
 
     def _check_support(self, x: Tensor) -> None:
         _check_unbounded("Poisson", x)

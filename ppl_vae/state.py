@@ -29,7 +29,7 @@ try:
 except ImportError:  # Windows has other locks, and is left without.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["alone", "epochs_done", "folders", "has_state", "restore", "set_weights", "store", "weights"]
+__all__ = ["alone", "folders", "has_state", "restore", "set_weights", "store", "weights"]
 
 
 def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
@@ -108,11 +108,6 @@ def alone(folder: str | Path | None) -> Iterator[None]:
 def has_state(folder: str | Path) -> bool:
     """Whether a folder holds the state of a training, whole or not."""
     return (Path(folder) / "training.json").exists()
-
-
-def epochs_done(folder: str | Path) -> int:
-    """How many epochs of a training are in a folder; none, if no state is."""
-    return len(checkpoint.read(folder, "training")[1]["history"]) if has_state(folder) else 0
 
 
 def folders(

@@ -43,7 +43,6 @@ __all__ = ["fit"]
 Schedule = float | Callable[[int], float]
 
 
-@torch.enable_grad()
 def fit(
     vae: VAE,
     train: Any,
@@ -126,7 +125,8 @@ def fit(
         >>> history[-1]["neg_elbo"] < history[0]["neg_elbo"]
         True
     """
-    check_gradients("fit")
+    with torch.enable_grad():
+        check_gradients("fit")
     check_positive(epochs=epochs, batch_size=batch_size, checkpoint_every=checkpoint_every)
     # Numbers of numpy's are no numbers to JSON.
     epochs, batch_size = int(epochs), int(batch_size)
@@ -220,8 +220,14 @@ def fit(
     # The epoch of the best weights, and these.
     best: tuple[int, dict[str, Tensor]] | None = None
 
-    # The precision is an argument, whatever the caller is inside of.
-    with seeded(seed, device), torch.autocast(device.type, enabled=False), _quiet(), alone(checkpoint):
+    # Gradients are recorded, and the precision is an argument, whatever the caller is inside of.
+    with (
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        seeded(seed, device),
+        _quiet(),
+        alone(checkpoint),
+    ):
         try:
             shapes = batches.shapes()
             _meet(vae, steps, shapes)

@@ -451,7 +451,7 @@ def test_comparison_is_paired():
     truth = Ppca()
     x, _ = truth.draw(200)
     evaluations = {
-        "exact": pv.evaluate(truth.vae(), x, samples=5),
+        "exact": pv.evaluate(truth.vae(), x, samples=30),
         "off": pv.evaluate(truth.vae(0.3, 1.5), x, samples=30, draws=50),
     }
     found = compare(evaluations)

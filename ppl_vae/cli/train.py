@@ -22,7 +22,7 @@ from ..errors import ConfigError, PplVaeError
 from ..history import History
 from ..model import VAE
 from ..objectives import warmup
-from ..state import epochs_done, has_state
+from ..state import has_state
 from ..training import fit
 from .files import fingerprint
 from .parsing import parse, parser_of
@@ -98,6 +98,9 @@ def train(words: list[str]) -> None:
             overwrite=options.overwrite,
             callbacks=[records],
         )
+        if len(history) > options.epochs:
+            done = f"{len(history)} epochs are done in {out}"
+            raise ConfigError(f"--epochs {options.epochs}: {done}: name that number to end there, or more")
         if not records.written:
             # A run that had come to its end: what it is said to be, and its epochs, are written as they are.
             records(vae, history)
@@ -268,10 +271,6 @@ def _run_folder(options: Namespace) -> Path:
     there = any((out / name).exists() for name in ("config.yaml", "training.json", "model.json"))
     if options.resume and not there:
         raise ConfigError(f"--resume: expected a run in {out}, found none")
-    if options.resume and options.epochs < (done := epochs_done(out)):
-        raise ConfigError(
-            f"--epochs {options.epochs}: {done} epochs are done in {out}: name that number to end there, or more"
-        )
     if there and not options.resume and not options.overwrite:
         raise ConfigError(f"{out} holds a run already: add --resume to continue it, --overwrite to replace it")
     try:

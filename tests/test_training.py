@@ -409,7 +409,9 @@ def test_validation_is_the_same_number_every_time_and_agrees_with_evaluate() -> 
     assert history[0]["valid_kl"] == pytest.approx(exact["kl"], rel=1e-4)
 
 
-def test_validation_means_count_the_rows_there_are() -> None:
+def test_validation_means_count_the_rows_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more rows at once than those of a batch, where memory has place for no more."""
+    monkeypatch.setattr("ppl_vae.batches._TOGETHER", {"cpu": 1, "cuda": 1})
     x, vae = binary(), a_vae()
     whole, dropped = (
         run(copy.deepcopy(vae), x, valid, lr=1e-12)[0]["valid_kl"]

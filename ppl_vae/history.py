@@ -6,10 +6,10 @@ r"""The history of a training: what every epoch came to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["History"]
+__all__ = ["History", "bound_name"]
 
 
 class History(list[dict[str, Any]]):
@@ -31,7 +31,7 @@ class History(list[dict[str, Any]]):
         if not self:
             return "History of no epochs"
         last = self[-1]
-        names = {"neg_elbo": "−ELBO", "valid_neg_elbo": "on valid"}
+        names = {"neg_elbo": bound_name(self), "valid_neg_elbo": "on valid"}
         told = ", ".join(f"{word} {last[name]:.3f}" for name, word in names.items() if name in last)
         return f"History of {len(self)} epoch{'s' * (len(self) > 1)}, the last: {told} nats"
 
@@ -47,3 +47,8 @@ class History(list[dict[str, Any]]):
             if "valid_reconstruction" in row
         }
         return min(losses, key=losses.__getitem__) if losses else None
+
+
+def bound_name(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What ``neg_elbo`` is: without a prior, as in an autoencoder, the reconstruction alone, which bounds nothing."""
+    return "−ELBO" if any(row.get("kl") != 0 for row in rows) else "reconstruction"

@@ -33,8 +33,9 @@ from .capture import Backend, CapturedSVI
 from .devices import check_gradients, cuda_devices, find_device, seed_all, seeded
 from .epochs import Terms, train_epoch, validate
 from .errors import ConfigError, PartError, check_positive
-from .history import History
+from .history import History, bound_name
 from .model import VAE
+from .model.checks import check_known
 from .objectives import Trace_ELBO
 from .state import alone, folders, restore, set_weights, store, weights
 
@@ -167,6 +168,8 @@ def fit(
     checkpoint, resume = folders(checkpoint, resume, overwrite)
     device = find_device(device)
     vae.to(device)
+    if resume is None:
+        check_known(vae, "fit")
     # A DataLoader spends random numbers when it is opened, and they are neither the caller's nor training's.
     with torch.random.fork_rng(cuda_devices(device)):
         if seed is not None:
@@ -265,7 +268,7 @@ def fit(
                     if checkpoint is not None and written:
                         store(checkpoint, vae, steps, history, best)
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
-                    bar.set_postfix_str(f"−ELBO {shown:.2f} nats, {row['rate']:,.0f} rows/s")
+                    bar.set_postfix_str(f"{bound_name([row])} {shown:.2f} nats, {row['rate']:,.0f} rows/s")
                     bar.update()
                     with torch.random.fork_rng(cuda_devices(device)):
                         stop = any([callback(vae, history) is True for callback in callbacks])

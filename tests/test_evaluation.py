@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.distributions import Normal
 
 import ppl_vae as pv
 from ppl_vae import likelihoods
-from ppl_vae.errors import ConfigError, DataError, LabelError, ShapeError
+from ppl_vae.errors import ConfigError, DataError, LabelError, NonFiniteError, ShapeError
 from ppl_vae.objectives import analytic_elbo
 
 ALPHA = 1e-6
@@ -255,6 +256,25 @@ def test_refuses_what_the_model_cannot_take():
         pv.evaluate(vae, torch.ones(4, 6))
     with pytest.raises(ConfigError, match="samples"):
         pv.evaluate(vae, torch.ones(4, 6), torch.zeros(4, dtype=torch.long), samples=0)
+
+
+def test_weights_that_are_nan_are_named_by_every_measurement():
+    vae, x, ev = pv.vae((6,), 2, hidden=(4,)), torch.ones(8, 6), pv.evaluation
+    with torch.no_grad():
+        list(vae.encoder.parameters())[-1][0] = math.nan
+    name = [name for name, weights in vae.named_parameters() if weights.isnan().any()][0]
+    for measure in (
+        lambda: pv.evaluate(vae, x, samples=4),
+        lambda: ev.log_likelihood(vae, x, samples=4),
+        lambda: ev.diagnostics(vae, x),
+        lambda: ev.calibration(vae, replicates=100),
+        lambda: ev.bounds(vae, x),
+        lambda: ev.audit(vae, x),
+        lambda: vae.log_prob(x),
+        lambda: pv.fit(vae, x, epochs=1, progress=False),
+    ):
+        with pytest.raises(NonFiniteError, match=f"got NaN in {re.escape(name)}"):
+            measure()
 
 
 def test_table():

@@ -460,6 +460,13 @@ def test_history_shows_beta_and_the_loss_where_they_say_more():
     assert inside(figure)
 
 
+def test_history_without_a_prior_is_of_the_reconstruction():
+    entries = [{"epoch": e, "neg_elbo": 9.0, "loss": 9.0, "reconstruction": 9.0, "kl": 0.0} for e in (1, 2)]
+    left, right = plots.history(entries).axes
+    assert left.get_ylabel() == "reconstruction (nats per image)"
+    assert legend(right) == ["reconstruction"]
+
+
 def test_history_of_little():
     left, right = plots.history([{"epoch": 1, "loss": float("nan")}]).axes
     assert legend(left) == ["minimised loss"]

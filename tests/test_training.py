@@ -549,6 +549,14 @@ def test_history_holds_what_it_says() -> None:
     json.dumps([list(history), info], allow_nan=False)
 
 
+def test_the_history_of_an_autoencoder_is_of_no_bound() -> None:
+    x = binary()
+    history = run(pv.ae(x.shape[1:], 2, hidden=(4,)), x)
+    assert history[-1]["neg_elbo"] == history[-1]["reconstruction"]
+    assert repr(history) == f"History of 2 epochs, the last: reconstruction {history[-1]['neg_elbo']:.3f} nats"
+    assert "−ELBO" in repr(run(a_vae(), x))
+
+
 # Whatever holds data
 
 

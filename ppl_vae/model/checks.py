@@ -13,22 +13,24 @@ import pyro
 import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..distributions import as_pyro, is_periodic, spheres
-from ..errors import ConfigError, DataError, PartError, PplVaeError, ShapeError
+from ..errors import ConfigError, DataError, NonFiniteError, PartError, PplVaeError, ShapeError
 from ..parts import Unconditional
 from .masking import observed
 
 __all__ = [
     "check_data",
+    "check_known",
     "check_latent",
     "check_pair",
     "check_part",
-    "check_precision",
     "check_prior",
     "check_rows",
     "check_spheres",
     "check_together",
+    "check_weights",
     "given_by",
 ]
 
@@ -37,14 +39,27 @@ __all__ = [
 _COARSEST = 1e-5
 
 
-def check_precision(vae: Any, what: str) -> None:
-    """Raise for half precision, in which no log-density can be told."""
+def check_weights(vae: Any, what: str) -> None:
+    """Raise for half precision, in which no log-density can be told, and for weights that are NaN."""
+    check_known(vae, what)
     dtype = vae._beta.dtype
     if (eps := torch.finfo(dtype).eps) > _COARSEST:
         raise ConfigError(
             f"{what}: expected a model in single or double precision, got {dtype}, in which a log-density of 100 nats "
             f"comes in steps of {64 * eps:.2g}: call vae.float() first (precision='bf16-mixed' of fit and of "
             "log_likelihood has the matrix products alone in bfloat16)"
+        )
+
+
+def check_known(vae: nn.Module, what: str) -> None:
+    """Raise for weights that are NaN, from which nothing comes, and of which a distribution says no more than that."""
+    known = {name: weights for name, weights in vae.named_parameters() if not is_lazy(weights)}
+    # One look at the device for all.
+    if known and torch.stack([weights.detach().isnan().any() for weights in known.values()]).any():
+        name = next(name for name, weights in known.items() if weights.isnan().any())
+        raise NonFiniteError(
+            f"{what}: expected a model whose weights are numbers, got NaN in {name}: load weights from before the step "
+            "that made them so, or make the model anew"
         )
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import DataError
+from ..history import bound_name
 from .figure import COLOURS, INK, TEXT, dress, empty
 
 __all__ = ["history"]
@@ -55,14 +56,15 @@ def history(history: Iterable[Mapping[str, Any]], *, unit: str = "nats per image
     panels = figure.subplots(1, 2 + varies, width_ratios=[3, 3, 1.8][: 2 + varies])
     draw(panels[0], "neg_elbo", "train", COLOURS[0])
     draw(panels[0], "valid_neg_elbo", "validation", COLOURS[1])
-    (_, loss), (_, bound) = curve("loss"), curve("neg_elbo")
-    if len(loss) != len(bound) or not np.allclose(loss, bound, rtol=1e-6, equal_nan=True):
+    (_, loss), (_, whole) = curve("loss"), curve("neg_elbo")
+    if len(loss) != len(whole) or not np.allclose(loss, whole, rtol=1e-6, equal_nan=True):
         draw(panels[0], "loss", "minimised loss", "0.5", ":")
     draw(panels[1], "reconstruction", "reconstruction", COLOURS[2])
-    draw(panels[1], "kl", "KL", COLOURS[6])
+    if (bound := bound_name(entries)) == "−ELBO":
+        draw(panels[1], "kl", "KL", COLOURS[6])
     if varies:
         draw(panels[2], "beta", "", INK)
-    for ax, name in zip(panels, (f"−ELBO ({unit})", f"its parts ({unit})", "β"), strict=False):
+    for ax, name in zip(panels, (f"{bound} ({unit})", f"its parts ({unit})", "β"), strict=False):
         dress(ax, "epoch", name)
         ax.grid(axis="y", color="0.92")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

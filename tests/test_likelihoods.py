@@ -379,13 +379,15 @@ def test_continuous_bernoulli_draws_stay_inside_in_float32():
     assert d.support.check(ends).all()
 
 
-@pytest.mark.parametrize("r", [1e-2, 1.0, 15.9, 16.1, 1e3, 1e6])
+@pytest.mark.parametrize("r", [1e-2, 1.0, 15.9, 16.1, 1e3, 1e6, 1e8])
 def test_negative_binomial_is_scipys_in_float32(r):
-    mean, x = torch.tensor([[0.01], [3.0], [200.0]]), torch.tensor([0.0, 1.0, 7.0, 255.0])
+    mean = torch.tensor([[0.01], [3.0], [200.0], [1e4], [1e6]])
+    x = torch.tensor([0.0, 1.0, 7.0, 16.0, 17.0, 255.0, 1e4, 1e6])
     expected = stats.nbinom(r, r / (r + mean.double().numpy())).logpmf(x.numpy())
     concentration = torch.tensor(r, requires_grad=True)
     log_p = NegativeBinomial(concentration, concentration / mean).log_prob(x)
-    # lgamma(256) alone is 1161 ± 6e-5. By differences of lgamma it would be off by 0.5 at r = 1e6.
+    # lgamma(256) alone is 1161 ± 6e-5. By differences of lgamma it would be off by 0.5 at r = 1e6, and of Stirling's
+    # series by a nat for counts of a million there.
     torch.testing.assert_close(log_p.detach().double(), torch.from_numpy(expected), rtol=2e-6, atol=1e-3)
     exact = NegativeBinomial(concentration.double(), concentration.double() / mean.double()).log_prob(x.double())
     torch.testing.assert_close(exact.detach(), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
@@ -394,7 +396,7 @@ def test_negative_binomial_is_scipys_in_float32(r):
 
 
 def test_negative_binomial_gradients():
-    x = double(0.0, 2.0, 30.0)
+    x = double(0.0, 2.0, 30.0, 900.0)
     for r in (0.3, 15.0, 17.0, 400.0):
         leaves = double(r).requires_grad_(), double(0.7).requires_grad_()
         assert torch.autograd.gradcheck(lambda a, b: NegativeBinomial(a, b).log_prob(x), leaves)

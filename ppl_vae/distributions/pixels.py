@@ -257,11 +257,21 @@ class NegativeBinomial(dist.GammaPoisson):
 
     It becomes a Poisson as r grows. There :math:`\log \Gamma(r + x) - \log \Gamma(r)` is a small difference of numbers
     that float32 holds to whole nats only, so beyond r = 16 it is Stirling's series; and so is, beyond 16,
-    :math:`\log \Gamma(r + x) - \log x!` for counts larger than r.
+    :math:`\log \Gamma(r + x) - \log x!` for counts larger than r. Where both are, the powers cancel it in turn, and all
+    of it is a binomial's saddle point: with :math:`n = r + x`,
+
+    .. math:: P(x) = \sqrt{\frac{r}{2 \pi x n}}
+        \exp\Bigl(s(n) - s(r) - s(x) - D\bigl(r, \tfrac{n \beta}{1 + \beta}\bigr)
+        - D\bigl(x, \tfrac{n}{1 + \beta}\bigr)\Bigr), \qquad D(a, b) = b - a - a \log \tfrac ba
+
+    and s what Stirling's formula leaves out.
 
     Arguments:
         concentration: r > 0 (*).
         rate: :math:`\beta > 0` (*).
+
+    Reference:
+        Fast and Accurate Computation of Binomial Probabilities (Loader, 2000)
 
     Example:
         >>> d = NegativeBinomial(torch.tensor(1e6), torch.tensor(1e6 / 5))
@@ -279,7 +289,13 @@ class NegativeBinomial(dist.GammaPoisson):
         many = value + 1 > r.clamp(min=16.0)
         by_count = _log_rising((value + 1).clamp(min=16.0), r - 1) - torch.lgamma(r)
         gammas = torch.where(many, by_count, _log_rising(r, value) - torch.lgamma(value + 1))
-        return gammas - r * torch.log1p(1 / rate) - value * torch.log1p(rate)
+        few = gammas - r * torch.log1p(1 / rate) - value * torch.log1p(rate)
+        # Both many: of numbers that are clamped to 16 where they are not, and this is not taken.
+        a, x = r.clamp(min=16.0), value.to(r).clamp(min=16.0)
+        n, off = a + x, (a - x * rate) / (1 + rate)
+        deviance = _deviance(a, -off, n * (rate / (1 + rate))) + _deviance(x, off, n / (1 + rate))
+        saddle = 0.5 * (a / (2 * math.pi * x * n)).log() + _remainder(n) - _remainder(a) - _remainder(x) - deviance
+        return torch.where((value > 16) & (r > 16), saddle, few)
 
 
 class Poisson(dist.Poisson):
@@ -308,11 +324,16 @@ class Poisson(dist.Poisson):
         """Return log P(x) (*) in nats for x (*)."""
         few = super().log_prob(value)
         x = value.to(self.rate).clamp(min=16.0)
-        d = (self.rate - x) / x
-        # Far below the mean log1p would see −1.
-        log = torch.where(d > -0.5, torch.log1p(d.clamp(min=-0.5)), (self.rate / x).log())
-        many = -x * (d - log) - 0.5 * (2 * math.pi * x).log() - _remainder(x)
+        many = -_deviance(x, self.rate - x, self.rate) - 0.5 * (2 * math.pi * x).log() - _remainder(x)
         return torch.where(value > 16, many, few)
+
+
+def _deviance(a: Tensor, off: Tensor, b: Tensor) -> Tensor:
+    """Return b − a − a log(b / a), of which b − a is known as ``off``, without the cancellation where b is near a."""
+    d = off / a
+    # Far above b log1p would see −1.
+    log = torch.where(d > -0.5, torch.log1p(d.clamp(min=-0.5)), (b / a).log())
+    return a * (d - log)
 
 
 def _log_rising(a: Tensor, n: Tensor) -> Tensor:

@@ -369,6 +369,9 @@ def test_errors_of_a_process_are_one_line(folder: Path) -> None:
         (["train", "--config"], "--config"),
         (["train", "--data", "bars.npz", "--model", "ae", "--prior", "Standard", "--out", "b"], "no prior"),
         (["train", "--data", "bars.npz", "--resume", "--out", "b"], "found none"),
+        (["train", "--data", "bars.npz", "--latent", "two"], "latent: expected a whole number, got two"),
+        (["train", "--data", "bars.npz", "--hidden", "10,20"], "expected a list such as [400,200] or a whole number"),
+        (["train", "--data", "bars.npz", "--precision", "16"], "precision: expected one of 32, bf16-mixed, got 16"),
         (["train", "--data", "bars.npz", "--out", "bars.npz/b"], "--out"),
         (["sample"], "run"),
         (["sample", "nowhere"], "nowhere"),
@@ -408,6 +411,15 @@ def test_errors_of_commands_on_a_run(words: list[str], said: str, trained: Path,
     assert said in err
     assert err.count("\n") == 1
     assert sorted((p.name, p.stat().st_mtime_ns) for p in trained.iterdir()) == before
+
+
+@pytest.mark.parametrize("said", [3, {"range": 3}, {"range": [0, 1, 2]}, {"range": [0, "one"]}], ids=str)
+def test_a_description_of_data_that_is_none(said: Any, trained: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(trained, run := tmp_path / "run")
+    described = json.loads((run / "model.json").read_text()) | {"data": said}
+    (run / "model.json").write_text(json.dumps(described))
+    assert main(["sample", str(run)]) == 2
+    assert "model.json: damaged: expected data to be described" in capsys.readouterr().err
 
 
 # What the pictures show

@@ -262,7 +262,7 @@ def test_weights_that_are_nan_are_named_by_every_measurement():
     vae, x, ev = pv.vae((6,), 2, hidden=(4,)), torch.ones(8, 6), pv.evaluation
     with torch.no_grad():
         list(vae.encoder.parameters())[-1][0] = math.nan
-    name = [name for name, weights in vae.named_parameters() if weights.isnan().any()][0]
+    name = next(name for name, weights in vae.named_parameters() if weights.isnan().any())
     for measure in (
         lambda: pv.evaluate(vae, x, samples=4),
         lambda: ev.log_likelihood(vae, x, samples=4),

@@ -66,8 +66,19 @@ def read_evaluation(run: str) -> tuple[Evaluation, str]:
 
 
 def described(run: str) -> dict[str, Any]:
-    """What the model of a run says of its data."""
-    return json.loads((Path(run) / "model.json").read_text()).get("data") or {}
+    """What the model of a run says of its data.
+
+    Raises:
+        CheckpointError: if that is no description.
+    """
+    path = Path(run) / "model.json"
+    said = json.loads(path.read_text()).get("data") or {}
+    numbers = said.get("range", (0, 1)) if isinstance(said, dict) else None
+    if not isinstance(numbers, list | tuple) or [type(n) in (int, float) for n in numbers] != [True, True]:
+        raise CheckpointError(
+            f"{path}: damaged: expected data to be described, a range of two numbers in it, got {said}"
+        )
+    return said
 
 
 def fingerprint(split: data.Split) -> str:

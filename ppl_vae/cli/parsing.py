@@ -10,9 +10,20 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ..errors import known
+from ..errors import ConfigError, known
 
 __all__ = ["parse", "parser_of"]
+
+# What a type is called where a value is none of it.
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a word",
+    "list": "a list such as [400,200]",
+    "dict": "name: value pairs such as {name: Vamp, components: 500}",
+    "NoneType": "null",
+}
 
 
 def parser_of(name: str, command: Callable[..., Any]) -> ArgumentParser:
@@ -31,7 +42,20 @@ def parse(parser: ArgumentParser, words: list[str], config: dict[str, Any]) -> N
         found = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)' is not accepted", str(error))
         found = found or re.search(r"Group '(\w+)' does not accept option '([\w.]+)'", str(error))
         if found is None:
-            raise
+            raise _refused(str(error)) from error
         key = ".".join(part for part in found.groups() if part)
         known("option", key, [action.dest for action in parser._actions])
         raise
+
+
+def _refused(message: str) -> Exception:
+    """The error of a value that its option does not take, in words; the parser's own where it says something else."""
+    key = re.search(r'Parser key "([\w.]+)"', message)
+    # Of a list, what was in it is told before all of it.
+    given = re.findall(r"(?:Got|Given) value: (.*)", message)
+    message = message.replace("'", "")
+    kinds = dict.fromkeys(re.findall(r"Expected a (?:<class (\w+)>|typing\.Literal\[(.*)\])", message))
+    expected = [f"one of {names}" if names else _WORDS.get(kind, kind) for kind, names in kinds]
+    if key is None or not given or not expected:
+        return argparse.ArgumentError(None, message)
+    return ConfigError(f"{key[1]}: expected {' or '.join(expected)}, got {given[-1]}")

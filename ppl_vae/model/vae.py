@@ -19,7 +19,7 @@ from ..distributions import as_pyro, is_point, onto_spheres, transport
 from ..errors import ConfigError, NoDensityError, check_positive
 from ..networks import widest
 from ..parts import Unconditional
-from .checks import check_latent, check_pair, check_weights, check_rows, check_spheres
+from .checks import check_latent, check_pair, check_rows, check_spheres, check_weights
 from .masking import filled, given, observed
 from .programs import NO_PRIOR, Programs
 

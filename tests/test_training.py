@@ -980,9 +980,11 @@ def test_a_run_is_not_lost_with_the_machine_it_began_on(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="this training was on cuda, and goes on on cpu: the same model, data"):
         history = run(vae, x, epochs=4, checkpoint=tmp_path, resume=True, **options)
     assert [row["loss"] for row in history] == [row["loss"] for row in whole]
-    # From now on it is one of this machine.
+    # From now on it is one of this machine, and what it was before is told.
     assert json.loads((tmp_path / "training.json").read_text())["settings"]["device"] == "cpu"
-    assert len(run(vae, x, epochs=5, checkpoint=tmp_path, resume=True, **options)) == 5
+    history = run(vae, x, epochs=5, checkpoint=tmp_path, resume=True, **options)
+    assert (len(history), history.info["moves"]) == (5, [[2, "cuda"]])
+    assert "moves" not in whole.info
 
 
 def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,13 @@ def arguments(doc: str | None, seeds: int = 3) -> argparse.ArgumentParser:
     return parser
 
 
-def hardware(device: str) -> str:
-    """What computes, in words."""
+def hardware(device: str, moves: Iterable[tuple[int, str]] = ()) -> str:
+    """What computes, in words, and until when something else did."""
+    before = "".join(f"{epochs} epochs on {kind}, then " for epochs, kind in moves)
+    return before + _hardware(device)
+
+
+def _hardware(device: str) -> str:
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
@@ -129,7 +134,7 @@ def run(
             "seed": seed,
             "epochs": len(history),
             "asked": epochs,
-            "hardware": hardware(args.device),
+            "hardware": hardware(args.device, history.info.get("moves", ())),
             "versions": f"torch {torch.__version__}, ppl_vae {pv.__version__}",
             "date": datetime.date.today().isoformat(),
             "neg_log_prob": -found.mean,

@@ -15,8 +15,8 @@ __all__ = ["History", "bound_name"]
 class History(list[dict[str, Any]]):
     """One dict an epoch: ``loss``, as minimised; ``neg_elbo`` = ``reconstruction`` + ``kl``, at β = 1; and others.
 
-    All are exact means over the epoch's data, in nats per datum. ``info`` holds the settings of the run; of one that has
-    moved between devices also ``moves``, pairs of how many epochs there were and the device that it left.
+    All are exact means over the epoch's data, in nats per datum. ``info`` holds the settings of the run; of one that
+    has moved between devices ``moves`` too, pairs of how many epochs there were and the device that it left.
 
     Example:
         >>> history = History([{"epoch": 1, "neg_elbo": 30.0}, {"epoch": 2, "neg_elbo": 25.0}])

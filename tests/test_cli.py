@@ -328,6 +328,20 @@ def test_sample_reconstruct_audit_and_plot(trained: Path) -> None:
     assert result.stdout.splitlines()[-1] == "audit: pass"
 
 
+def test_a_table_is_reconstructed_in_numbers(tmp_path: Path, capsys: Any) -> None:
+    vae = train(tmp_path, "--likelihood", "Gaussian", data="table.npz")
+    capsys.readouterr()
+    ok("reconstruct", str(tmp_path), "--n", "4")
+    assert capsys.readouterr().out.splitlines() == [
+        "no picture: x of shape (5,) is no image",
+        str(tmp_path / "reconstructions.npz"),
+    ]
+    with np.load(tmp_path / "reconstructions.npz") as file:
+        x, y, x_hat = (torch.from_numpy(file[name]) for name in ("x", "y", "reconstruction"))
+    assert x.shape == x_hat.shape == (4, 5)
+    torch.testing.assert_close(x_hat, vae.reconstruct(x, y))
+
+
 def test_version_and_help() -> None:
     script = Path(sys.executable).parent / "ppl-vae"
     result = shell("--version", program=(str(script),))

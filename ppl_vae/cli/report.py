@@ -219,11 +219,10 @@ def are_images(x_shape: Sequence[int]) -> bool:
     return len(x_shape) == 2 or (len(x_shape) == 3 and x_shape[0] in (1, 3))
 
 
-def reconstructions(vae: VAE, split: data.Split, vrange: tuple[float, float] | None) -> Any:
+def reconstructions(split: data.Split, x_hat: torch.Tensor, vrange: tuple[float, float] | None) -> Any:
     """Return the picture of test images above their reconstructions."""
-    x, y = xy(vae, split)
     labels = None if split.y is None else split.y.tolist()
-    return plots.reconstructions(x, vae.reconstruct(x, y).cpu(), labels, vrange=vrange, title="test images and x̂")
+    return plots.reconstructions(split.x, x_hat, labels, vrange=vrange, title="test images and x̂")
 
 
 @torch.no_grad()
@@ -232,7 +231,8 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History | None) -> lis
     figures = {} if history is None else {"history": plots.history(history, title=f"{source.name}: training")}
     images, vrange = are_images(source.x_shape), vrange_of(source.range)
     if images:
-        figures["reconstructions"] = reconstructions(vae, spread(source.test, 20), vrange)
+        some = spread(source.test, 20)
+        figures["reconstructions"] = reconstructions(some, vae.reconstruct(*xy(vae, some)).cpu(), vrange)
     with seeded(0, vae._beta.device):
         test = spread(source.test, 1000)
         x, y = xy(vae, test)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from jsonargparse import Namespace
+from matplotlib.figure import Figure
 
 from .. import data, plots
 from ..checkpoint import load
@@ -103,29 +104,39 @@ def sample(words: list[str]) -> None:
     name = "samples.png" if options.label is None else f"samples-{options.label}.png"
     path = Path(options.out or Path(options.run) / name)
     lead = 1 if labels is None else 2
-    if are_images(shape := tuple(x.shape[lead:])):
-        figure = plots.samples(x, labels, vrange=vrange, title="draws from p(x|y)" if labels else "draws from p(x)")
-        print(plots.save(figure, path))
-    else:
-        print(f"no picture: x of shape {shape} is no image")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    title = "draws from p(x|y)" if labels else "draws from p(x)"
     # Rows of x and y, as --data reads them.
+    shape = tuple(x.shape[lead:])
     rows = {"x": x.reshape(-1, *shape).cpu().numpy()} | ({} if labels is None else {"y": np.tile(labels, options.n)})
-    write_arrays(path := path.with_suffix(".npz"), rows)
+    _write(path, shape, lambda: plots.samples(x, labels, vrange=vrange, title=title), rows)
+
+
+def _write(path: Path, x_shape: tuple[int, ...], picture: Callable[[], Figure], arrays: dict[str, Any]) -> None:
+    """Write the picture, where x can be seen, and the numbers beside it; say where."""
+    if are_images(x_shape):
+        print(plots.save(picture(), path))
+    else:
+        print(f"no picture: x of shape {x_shape} is no image")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_arrays(path := path.with_suffix(".npz"), arrays)
     print(path)
 
 
 def reconstruct(words: list[str]) -> None:
-    """Reconstruct rows of the test set and write a picture."""
+    """Reconstruct rows of the test set; write x and x̂ as they are, with their labels, and a picture of images."""
     options = _open_run(
         reconstruct,
         words,
         ("n", int, 20, "how many rows, spread over the test set"),
-        ("out", str | None, None, "the picture"),
+        ("out", str | None, None, "the picture, the numbers beside it in .npz; by default in the run's folder"),
     )
     vae, source = _model_and_data(options)
-    figure = reconstructions(vae, spread(source.test, options.n), vrange_of(source.range))
-    print(plots.save(figure, options.out or Path(options.run) / "reconstructions.png"))
+    some = spread(source.test, options.n)
+    x_hat = vae.reconstruct(*xy(vae, some)).cpu()
+    rows = {"x": some.x, "reconstruction": x_hat, "y": some.y}
+    arrays = {name: values.cpu().numpy() for name, values in rows.items() if values is not None}
+    path, vrange = Path(options.out or Path(options.run) / "reconstructions.png"), vrange_of(source.range)
+    _write(path, source.x_shape, lambda: reconstructions(some, x_hat, vrange), arrays)
 
 
 def evaluate_run(words: list[str]) -> None:

@@ -291,7 +291,8 @@ class _Records:
 
     def __call__(self, vae: VAE, history: History) -> None:
         if not self.written:
-            results = "model.json", "evaluation.json", "evaluation.npz", "audit.json", "samples.npz"
+            results = [f"{name}.json" for name in ("model", "evaluation", "audit")]
+            results += [f"{name}.npz" for name in ("evaluation", "samples", "reconstructions")]
             labelled = (path.name for path in self.out.glob("samples-*") if path.suffix in (".png", ".npz"))
             for old in (*results, *(f"{name}.png" for name in PICTURES), *labelled):
                 (self.out / old).unlink(missing_ok=True)

@@ -413,7 +413,7 @@ def test_refuses_what_the_model_cannot_take():
             leapfrog=1,
         )
     with torch.no_grad():
-        next(vae.likelihood.parameters()).fill_(math.nan)
+        next(vae.likelihood.parameters()).fill_(math.inf)
     with pytest.raises(NonFiniteError, match="not defined at z"):
         bounds(vae, x, y, temperatures=3, chains=2, leapfrog=1)
 

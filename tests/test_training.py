@@ -1002,7 +1002,7 @@ def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path) -> None:
     assert len(run(a_vae(), x, epochs=3, checkpoint=tmp_path, resume=True)) == 3
     # Where nothing was trained no folder is left.
     broken = a_vae()
-    next(broken.parameters()).data.fill_(math.nan)
+    next(broken.parameters()).data.fill_(math.inf)
     with pytest.raises(ValueError, match="invalid values"):
         run(broken, x, checkpoint=tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import yaml
 from jsonargparse import Namespace
-from matplotlib.figure import Figure
 
 from .. import data, plots
 from ..checkpoint import load
@@ -111,7 +110,7 @@ def sample(words: list[str]) -> None:
     _write(path, shape, lambda: plots.samples(x, labels, vrange=vrange, title=title), rows)
 
 
-def _write(path: Path, x_shape: tuple[int, ...], picture: Callable[[], Figure], arrays: dict[str, Any]) -> None:
+def _write(path: Path, x_shape: tuple[int, ...], picture: Callable[[], Any], arrays: dict[str, Any]) -> None:
     """Write the picture, where x can be seen, and the numbers beside it; say where."""
     if are_images(x_shape):
         print(plots.save(picture(), path))

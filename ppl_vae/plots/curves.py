@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import DataError
-from ..history import bound_name
 from .figure import COLOURS, INK, TEXT, dress, empty
 
 __all__ = ["history"]
@@ -60,11 +59,13 @@ def history(history: Iterable[Mapping[str, Any]], *, unit: str = "nats per image
     if len(loss) != len(whole) or not np.allclose(loss, whole, rtol=1e-6, equal_nan=True):
         draw(panels[0], "loss", "minimised loss", "0.5", ":")
     draw(panels[1], "reconstruction", "reconstruction", COLOURS[2])
-    if (bound := bound_name(entries)) == "−ELBO":
+    # Without a prior, as in an autoencoder, there is no KL, and nothing is bounded.
+    if bounds := any(entry.get("kl") != 0 for entry in entries):
         draw(panels[1], "kl", "KL", COLOURS[6])
     if varies:
         draw(panels[2], "beta", "", INK)
-    for ax, name in zip(panels, (f"{bound} ({unit})", f"its parts ({unit})", "β"), strict=False):
+    names = f"{'−ELBO' if bounds else 'reconstruction'} ({unit})", f"its parts ({unit})", "β"
+    for ax, name in zip(panels, names, strict=False):
         dress(ax, "epoch", name)
         ax.grid(axis="y", color="0.92")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

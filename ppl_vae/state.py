@@ -172,14 +172,13 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
     for device in kept:
         torch.cuda.set_rng_state(rng[1], device)
     if moved:
-        history.info["moves"] = [*settings.get("moves", []), [len(rows), begun_on]]
         warnings.warn(
             f"{folder}: this training was on {begun_on}, and goes on on {here}: the same model, data and settings, "
             "and other random numbers and roundings than there",
             stacklevel=3,
         )
-    elif "moves" in settings:
-        history.info["moves"] = settings["moves"]
+    if moves := [*settings.get("moves", []), *([[len(rows), begun_on]] if moved else [])]:
+        history.info["moves"] = moves
     steps.steps = done
     history.extend(rows)
     return best

@@ -35,7 +35,7 @@ from .epochs import Terms, train_epoch, validate
 from .errors import ConfigError, PartError, check_positive
 from .history import History, bound_name
 from .model import VAE
-from .model.checks import check_known
+from .model.checks import check_not_nan
 from .objectives import Trace_ELBO
 from .state import alone, folders, restore, set_weights, store, weights
 
@@ -169,7 +169,7 @@ def fit(
     device = find_device(device)
     vae.to(device)
     if resume is None:
-        check_known(vae, "fit")
+        check_not_nan(vae, "fit")
     # A DataLoader spends random numbers when it is opened, and they are neither the caller's nor training's.
     with torch.random.fork_rng(cuda_devices(device)):
         if seed is not None:

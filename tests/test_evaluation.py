@@ -260,6 +260,7 @@ def test_refuses_what_the_model_cannot_take():
 
 def test_weights_that_are_nan_are_named_by_every_measurement():
     vae, x, ev = pv.vae((6,), 2, hidden=(4,)), torch.ones(8, 6), pv.evaluation
+    y = torch.arange(8) % 2
     with torch.no_grad():
         list(vae.encoder.parameters())[-1][0] = math.nan
     name = next(name for name, weights in vae.named_parameters() if weights.isnan().any())
@@ -269,6 +270,8 @@ def test_weights_that_are_nan_are_named_by_every_measurement():
         lambda: ev.diagnostics(vae, x),
         lambda: ev.calibration(vae, replicates=100),
         lambda: ev.bounds(vae, x),
+        lambda: ev.simulate(vae, 4),
+        lambda: ev.quality(vae, (x, y), (x, y)),
         lambda: ev.audit(vae, x),
         lambda: vae.log_prob(x),
         lambda: pv.fit(vae, x, epochs=1, progress=False),

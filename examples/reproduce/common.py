@@ -49,19 +49,15 @@ def arguments(doc: str | None, seeds: int = 3) -> argparse.ArgumentParser:
 def hardware(device: str, moves: Iterable[tuple[int, str]] = ()) -> str:
     """What computes, in words, and until when something else did."""
     before = "".join(f"{epochs} epochs on {kind}, then " for epochs, kind in moves)
-    return before + _hardware(device)
-
-
-def _hardware(device: str) -> str:
     if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        return before + torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             model = line.split(":")[1].strip()
             break
-    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    return f"{before}{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def drawn(seed: int, *probabilities: torch.Tensor) -> list[torch.Tensor]:

@@ -53,9 +53,8 @@ def _refused(message: str) -> Exception:
     key = re.search(r'Parser key "([\w.]+)"', message)
     # Of a list, what was in it is told before all of it.
     given = re.findall(r"(?:Got|Given) value: (.*)", message)
-    message = message.replace("'", "")
-    kinds = dict.fromkeys(re.findall(r"Expected a (?:<class (\w+)>|typing\.Literal\[(.*)\])", message))
-    expected = [f"one of {names}" if names else _WORDS.get(kind, kind) for kind, names in kinds]
+    kinds = dict.fromkeys(re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.*)\])", message))
+    expected = ["one of " + names.replace("'", "") if names else _WORDS.get(kind, kind) for kind, names in kinds]
     if key is None or not given or not expected:
         return argparse.ArgumentError(None, message)
     return ConfigError(f"{key[1]}: expected {' or '.join(expected)}, got {given[-1]}")

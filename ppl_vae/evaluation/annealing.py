@@ -35,7 +35,7 @@ from ..devices import check_gradients
 from ..distributions import is_periodic, is_point
 from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError, check_positive
 from ..model import VAE
-from ..model.checks import check_weights
+from ..model.checks import check_not_nan, check_precision
 from ..model.masking import observed
 from .measuring import GREY, Report, frozen, mean_and_error, measuring, named, plain
 
@@ -174,7 +174,8 @@ def bounds(
         >>> found.lower.shape, abs(found.gap[0]) < 0.5
         (torch.Size([50]), True)
     """
-    check_weights(vae, "bounds")
+    check_not_nan(vae, "bounds")
+    check_precision(vae, "bounds")
     with torch.enable_grad():
         check_gradients("bounds")
     check_positive(temperatures=temperatures, chains=chains, leapfrog=leapfrog)

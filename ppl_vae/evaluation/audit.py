@@ -26,7 +26,7 @@ from torch import Tensor
 from ..devices import check_gradients, seeded
 from ..errors import NoClosedFormError, PartError, ShapeError, check_positive
 from ..model import VAE
-from ..model.checks import check_known
+from ..model.checks import check_not_nan
 from ..objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
 from .measuring import Report, plain
 from .pairs import HEAD, AuditRow, Pair
@@ -138,7 +138,7 @@ def audit(
 
     check_gradients("audit")
     check_positive(particles=particles, directions=directions)
-    check_known(vae, "audit")
+    check_not_nan(vae, "audit")
     vae.check_training(x, y)
     with seeded(seed, vae._beta.device):
         vae = _in_double_precision(vae, x, y)

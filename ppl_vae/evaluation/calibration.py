@@ -33,6 +33,7 @@ from ..data import as_tensor
 from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError, check_positive
 from ..model import VAE
+from ..model.checks import check_not_nan
 from .measuring import Report, measuring, plain
 
 __all__ = ["Calibration", "calibration"]
@@ -176,6 +177,7 @@ def calibration(
         (torch.Size([200, 2]), [0.5, 0.9])
     """
     check_positive(replicates=replicates, draws=draws, bins=bins, batch_size=batch_size)
+    check_not_nan(vae, "calibration")
     if bins < 2 or (draws + 1) % bins:
         raise ConfigError(f"expected draws + 1 to be a multiple of bins ≥ 2, got draws={draws} and bins={bins}")
     if replicates < 5 * bins:

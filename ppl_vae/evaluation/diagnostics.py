@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..errors import check_positive
 from ..model import VAE
-from ..model.checks import check_weights
+from ..model.checks import check_not_nan, check_precision
 from ..model.masking import observed
 from .aggregate import divergence, kl_per_dimension, log_density_sums, posterior, row_wise
 from .measuring import GREY, Report, mean_and_error, measuring, named, plain
@@ -243,7 +243,8 @@ def diagnostics(
         >>> print(diagnostics(vae, torch.randn(8, 4)).finding)
         0 of 3 dimensions are used; in all of them the posterior has collapsed onto the prior (0.000 nats together).
     """
-    check_weights(vae, "diagnostics")
+    check_not_nan(vae, "diagnostics")
+    check_precision(vae, "diagnostics")
     check_positive(draws=draws, batch_size=batch_size)
     vae.check(x, y)
     x, y = row_wise(vae, x, y)

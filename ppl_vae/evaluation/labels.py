@@ -30,7 +30,7 @@ from ..data import as_tensor
 from ..distributions import is_point
 from ..errors import ConfigError, LabelError, NoDensityError, NonFiniteError, PartError, check_positive
 from ..model import VAE
-from ..model.checks import check_weights
+from ..model.checks import check_not_nan, check_precision
 from .aggregate import POINT, divergence, posterior
 from .leakage import PRIOR_DRAWS, prior_information, told_of_labels
 from .likelihood import log_likelihood
@@ -208,7 +208,8 @@ def label_use(
         >>> found.labels, list(found.log_prob.shape), round(found["entropy"], 3)
         ([0, 1, 2], [3, 12], 1.099)
     """
-    check_weights(vae, "label_use")
+    check_not_nan(vae, "label_use")
+    check_precision(vae, "label_use")
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
     classes = label_classes(vae, "label_use")
     x = as_tensor(x)

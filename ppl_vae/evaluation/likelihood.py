@@ -32,7 +32,7 @@ from ..capture import CaptureWarning, TwoStages
 from ..devices import cuda_devices
 from ..errors import CaptureError, ConfigError, NonFiniteError, check_positive
 from ..model import VAE, Proposal
-from ..model.checks import check_weights
+from ..model.checks import check_not_nan, check_precision
 from .measuring import GREY, SEEN, Report, mean_and_error, measuring, plain, share
 from .pareto import good_below, pareto_k, tail_length
 
@@ -205,7 +205,8 @@ def log_likelihood(
         >>> result.values.shape, result.samples, result.points
         (torch.Size([3]), 100, (1, 2, 5, 10, 20, 50, 100))
     """
-    check_weights(vae, "log_likelihood")
+    check_not_nan(vae, "log_likelihood")
+    check_precision(vae, "log_likelihood")
     check_positive(samples=samples, **({} if memory is None else {"memory": memory}))
     if capture not in ("auto", "off", "graph", "inductor"):
         raise ConfigError(f"capture: expected 'auto', 'off', 'graph' or 'inductor', got {capture!r}")

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..errors import DataError, LabelError, ShapeError, check_positive
 from ..model import VAE
+from ..model.checks import check_not_nan
 from .judge import Judge, train_judge
 from .labels import check_labels, label_classes
 from .measuring import Report, mean_and_error, measuring, named, plain
@@ -152,6 +153,7 @@ def quality(
         ['accuracy', 'diversity', 'doubt', 'judge_fid', 'judge_kid']
     """
     check_positive(batch_size=batch_size, steps=steps)
+    check_not_nan(vae, "quality")
     conditional = vae.condition is not None
     if conditional:
         label_classes(vae, "quality")

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data import as_tensor
 from ..errors import LabelError, check_positive
 from ..model import VAE
+from ..model.checks import check_not_nan
 from .measuring import measuring
 
 __all__ = ["simulate"]
@@ -44,6 +45,7 @@ def simulate(
         (torch.Size([6, 4]), torch.Size([6]), torch.Size([6, 2]))
     """
     check_positive(n=n, batch_size=batch_size)
+    check_not_nan(vae, "simulate")
     if y is None or vae.condition is None:
         vae._context(y)
     else:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..distributions import is_point
 from ..errors import check_positive
 from ..model import VAE
-from ..model.checks import check_weights
+from ..model.checks import check_not_nan, check_precision
 from ..model.masking import given
 from ..objectives import elbo_terms
 from .likelihood import LogLikelihood, log_likelihood
@@ -143,7 +143,8 @@ def evaluate(
         >>> print(evaluate(pv.ae((4,), 2), torch.zeros(8, 4)).terms.keys())
         dict_keys(['reconstruction'])
     """
-    check_weights(vae, "evaluate")
+    check_not_nan(vae, "evaluate")
+    check_precision(vae, "evaluate")
     check_positive(samples=samples, draws=draws, batch_size=batch_size)
     vae.check(x, y, mask)
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)

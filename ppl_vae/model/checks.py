@@ -22,15 +22,15 @@ from .masking import observed
 
 __all__ = [
     "check_data",
-    "check_known",
     "check_latent",
+    "check_not_nan",
     "check_pair",
     "check_part",
+    "check_precision",
     "check_prior",
     "check_rows",
     "check_spheres",
     "check_together",
-    "check_weights",
     "given_by",
 ]
 
@@ -39,9 +39,8 @@ __all__ = [
 _COARSEST = 1e-5
 
 
-def check_weights(vae: Any, what: str) -> None:
-    """Raise for half precision, in which no log-density can be told, and for weights that are NaN."""
-    check_known(vae, what)
+def check_precision(vae: Any, what: str) -> None:
+    """Raise for half precision, in which no log-density can be told."""
     dtype = vae._beta.dtype
     if (eps := torch.finfo(dtype).eps) > _COARSEST:
         raise ConfigError(
@@ -51,7 +50,7 @@ def check_weights(vae: Any, what: str) -> None:
         )
 
 
-def check_known(vae: nn.Module, what: str) -> None:
+def check_not_nan(vae: nn.Module, what: str) -> None:
     """Raise for weights that are NaN, from which nothing comes, and of which a distribution says no more than that."""
     known = {name: weights for name, weights in vae.named_parameters() if not is_lazy(weights)}
     # One look at the device for all.

@@ -19,7 +19,7 @@ from ..distributions import as_pyro, is_point, onto_spheres, transport
 from ..errors import ConfigError, NoDensityError, check_positive
 from ..networks import widest
 from ..parts import Unconditional
-from .checks import check_latent, check_pair, check_rows, check_spheres, check_weights
+from .checks import check_latent, check_not_nan, check_pair, check_precision, check_rows, check_spheres
 from .masking import filled, given, observed
 from .programs import NO_PRIOR, Programs
 
@@ -337,7 +337,8 @@ class VAE(Programs):
         Reference:
             Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)
         """
-        check_weights(self, "log_prob")
+        check_not_nan(self, "log_prob")
+        check_precision(self, "log_prob")
         self.check(x, y, mask)
         total = torch.tensor(-math.inf, dtype=torch.float64, device=self._beta.device)
         for log_w in self.log_weights(x, y, samples, mask=mask):

@@ -55,16 +55,16 @@ def history(history: Iterable[Mapping[str, Any]], *, unit: str = "nats per image
     panels = figure.subplots(1, 2 + varies, width_ratios=[3, 3, 1.8][: 2 + varies])
     draw(panels[0], "neg_elbo", "train", COLOURS[0])
     draw(panels[0], "valid_neg_elbo", "validation", COLOURS[1])
-    (_, loss), (_, whole) = curve("loss"), curve("neg_elbo")
-    if len(loss) != len(whole) or not np.allclose(loss, whole, rtol=1e-6, equal_nan=True):
+    (_, loss), (_, bound) = curve("loss"), curve("neg_elbo")
+    if len(loss) != len(bound) or not np.allclose(loss, bound, rtol=1e-6, equal_nan=True):
         draw(panels[0], "loss", "minimised loss", "0.5", ":")
     draw(panels[1], "reconstruction", "reconstruction", COLOURS[2])
     # Without a prior, as in an autoencoder, there is no KL, and nothing is bounded.
-    if bounds := any(entry.get("kl") != 0 for entry in entries):
+    if has_prior := any(entry.get("kl") != 0 for entry in entries):
         draw(panels[1], "kl", "KL", COLOURS[6])
     if varies:
         draw(panels[2], "beta", "", INK)
-    names = f"{'−ELBO' if bounds else 'reconstruction'} ({unit})", f"its parts ({unit})", "β"
+    names = f"{'−ELBO' if has_prior else 'reconstruction'} ({unit})", f"its parts ({unit})", "β"
     for ax, name in zip(panels, names, strict=False):
         dress(ax, "epoch", name)
         ax.grid(axis="y", color="0.92")

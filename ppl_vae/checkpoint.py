@@ -220,6 +220,8 @@ def load(
             # No random number of the caller's is spent on weights that are replaced at once.
             with torch.random.fork_rng(devices=[]):
                 vae = presets.build(info["config"]).to(dtype).eval()
+            # In the model's own precision.
+            vae.beta = info["config"].get("beta", 1.0)
         except _NONSENSE as error:
             raise CheckpointError(
                 f"{path}: the configuration in model.json builds no model: {error}. A name of your own has to be in "

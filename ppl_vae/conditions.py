@@ -133,9 +133,9 @@ class OneHots(_Condition):
 
     def __init__(self, classes: Sequence[int]) -> None:
         check_positive(columns=len(classes), **{f"classes[{i}]": k for i, k in enumerate(classes)})
-        super().__init__((len(classes),), sum(classes))
-        self.classes = tuple(classes)
-        self.register_buffer("seen", torch.zeros(sum(classes), dtype=torch.bool))
+        super().__init__((len(classes),), int(sum(classes)))
+        self.classes = tuple(map(int, classes))
+        self.register_buffer("seen", torch.zeros(self.context, dtype=torch.bool))
 
     def observe(self, y: Tensor) -> None:
         """Remember that these labels were trained on; others asked for later give a warning."""

@@ -7,14 +7,16 @@ A function of this library that draws with a seed of its own leaves the caller's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from .errors import ConfigError
 
-__all__ = ["check_gradients", "cuda_devices", "find_device", "seed_all", "seeded"]
+__all__ = ["check_gradients", "cuda_devices", "find_device", "is_cast", "mixed", "seed_all", "seeded", "uncast"]
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -83,4 +85,48 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         return
     with torch.random.fork_rng(cuda_devices(device)):
         seed_all(seed, device)
+        yield
+
+
+def uncast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function run outside of the caller's ``torch.autocast``.
+
+    Example:
+        >>> product = uncast(torch.matmul)
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     product(torch.ones(2, 2), torch.ones(2, 2)).dtype, (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        (torch.float32, torch.bfloat16)
+    """
+
+    @functools.wraps(function)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        if not is_cast():
+            return function(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args, **kwargs)
+
+    return plain
+
+
+def is_cast() -> bool:
+    """Return whether matrix products are cast to another precision here."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+@contextmanager
+def mixed(enabled: bool = True) -> Iterator[None]:
+    """Have matrix products in bfloat16, and everything else in single precision, on whatever device it is.
+
+    Example:
+        >>> with mixed():
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.bfloat16
+    """
+    cuda = enabled and torch.cuda.is_available()
+    # Without its cache, which would keep a parameter's bfloat16 copy past the optimiser's step in a recorded graph.
+    cpu, gpu = (
+        torch.autocast(kind, torch.bfloat16, enabled=wanted, cache_enabled=False)
+        for kind, wanted in (("cpu", enabled), ("cuda", cuda))
+    )
+    with cpu, gpu:
         yield

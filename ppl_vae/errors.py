@@ -125,7 +125,7 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
 
 
 def check_range(name: str, ends: Any) -> tuple[float, float]:
-    """Return what a number is kept between.
+    """Return what a number is kept between; an end may be infinite, and then be called "inf" or "-inf".
 
     Raises:
         ConfigError: unless these are two numbers, the smaller one first.
@@ -136,9 +136,9 @@ def check_range(name: str, ends: Any) -> tuple[float, float]:
         ppl_vae.errors.ConfigError: clamp: expected (low, high) with low < high, got (2, -6)
     """
     try:
-        low, high = ends
+        low, high = (float(end) for end in ends)
         if low < high:
-            return float(low), float(high)
+            return low, high
     except (TypeError, ValueError):
         pass
     raise ConfigError(f"{name}: expected (low, high) with low < high, got {ends!r}")

@@ -7,6 +7,7 @@ That is the part of the ELBO in which the prior stands, so the fit is the usual 
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     part: Any = prior
     if isinstance(prior, str | Mapping):
         sizes = [getattr(of, "features", None) for of in (vae.encoder, vae.likelihood, vae.prior)]
-        shared = {"features": next((size for size in sizes if isinstance(size, int)), None)}
+        shared = {"features": next((int(size) for size in sizes if isinstance(size, numbers.Integral)), None)}
         shared["context"] = 0 if vae.condition is None else _context(vae)
         told = isinstance(prior, Mapping) and ("context" in prior or prior.get("name") == "Unconditional")
         if shared["context"] is None and not told:
@@ -96,4 +97,5 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
 def _context(vae: VAE) -> int | None:
     """How many features c has, where the condition or a part that is given it says so."""
     parts = (vae.condition, vae.encoder, vae.likelihood, vae.prior)
-    return next((size for part in parts if isinstance(size := getattr(part, "context", None), int) and size), None)
+    sizes = (getattr(part, "context", None) for part in parts)
+    return next((int(size) for size in sizes if isinstance(size, numbers.Integral) and size), None)

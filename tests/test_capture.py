@@ -616,27 +616,27 @@ def test_mixed_precision_records_bfloat16_products_and_single_precision_densitie
     assert 0 < worst_difference(full, half) < 0.02
 
 
-@pytest.mark.parametrize(("weight", "least", "most"), [(1 / 8, 0.0, 0.0), (1 / 10, 1e-4, 1e-2)])
-def test_where_a_weight_is_rounded_in_mixed_precision(
-    weight: float, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("weight", [1 / 8, 1 / 10])
+@pytest.mark.parametrize(
+    "parts", [{}, {"encoder": "FullGaussian"}, {"encoder": "LowRankGaussian"}, {"encoder": "Mixture"}, {"prior": "GMM"}]
+)
+def test_in_mixed_precision_graph_and_stock_step_round_alike(
+    parts: dict[str, Any], weight: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the graph before a gradient is rounded to bfloat16, in the stock step after it: all one for powers of two."""
-    found, tolerated = [], set()
+    """To single precision: what one of them alone has cast to bfloat16 moves the gradient by some 1e-3."""
+    found = []
 
-    def looked_at(got: Any, expected: Any, size: float, compiled: bool, rounded: bool, *rest: Any) -> None:
-        compare(got, expected, size, compiled, rounded, *rest)
-        tolerated.add(rounded)
+    def looked_at(got: Any, expected: Any, *rest: Any) -> None:
+        compare(got, expected, *rest)
         ours, stock = (torch.cat([g[1][name].flatten() for name in expected[1]]) for g in (got, expected))
         found.append(((ours - stock).norm() / stock.norm()).item())
 
     monkeypatch.setattr("ppl_vae.capture.svi.compare", looked_at)
-    cvae, x, y = model_of({})
+    cvae, x, y = model_of(parts)
     mixed: dict[str, Any] = {"backend": "graph", "precision": "bf16-mixed", "weight": weight, "check_every": 1}
     run(CapturedSVI(cvae.model, cvae.guide, Adam, Trace_ELBO(), **mixed).step, x, y)
     assert len(found) > 3
-    assert tolerated == {weight == 1 / 10}
-    assert least <= min(found)
-    assert max(found) <= most
+    assert max(found) < 1e-5
 
 
 def test_mixed_precision_trains_as_well() -> None:

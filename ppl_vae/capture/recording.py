@@ -11,7 +11,6 @@ generator in the same order as the program would.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,22 +26,9 @@ from torch.fx import GraphModule
 
 from .simplify import separate, simplify
 
-__all__ = ["CaptureWarning", "Generators", "Watch", "cannot_record", "no_host_reads", "record", "uncast"]
+__all__ = ["CaptureWarning", "Generators", "Watch", "cannot_record", "no_host_reads", "record"]
 
 _lock = threading.Lock()
-
-
-def uncast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a function run outside of the caller's ``torch.autocast``: a recorded graph has its own casts in it."""
-
-    @functools.wraps(function)
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
-            return function(*args, **kwargs)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return function(*args, **kwargs)
-
-    return plain
 
 
 class CaptureWarning(UserWarning):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from ..devices import mixed, uncast
 from ..errors import CaptureError
 from .guard import first_line
-from .recording import CaptureWarning, Generators, no_host_reads, uncast
+from .recording import CaptureWarning, Generators, no_host_reads
 from .replay import quietly
 from .rewriting import keep_draws, rewrite
 from .simplify import simplify, written
@@ -68,7 +69,7 @@ class TwoStages:
         self._mixed = precision != "32"
 
         def run(*tensors: Tensor) -> Tensor:
-            with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self._mixed, cache_enabled=False):
+            with mixed(self._mixed):
                 return function(*tensors)
 
         with torch.no_grad():

@@ -12,6 +12,7 @@ that it was made of.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -20,16 +21,17 @@ from typing import Any, Literal, get_args
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI
+from pyro.infer.util import torch_backward
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..devices import check_gradients, cuda_devices
+from ..devices import check_gradients, cuda_devices, mixed, uncast
 from ..errors import CaptureError, ConfigError, PplVaeError, known
 from .guard import LastSite, Sizes, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
 from .ledger import Ledger
 from .optimiser import Together
 from .program import SCALARS, Program
-from .recording import CaptureWarning, Generators, Watch, cannot_record, record, uncast
+from .recording import CaptureWarning, Generators, Watch, cannot_record, record
 from .replay import Replay
 from .static import StaticStep, cannot_stay, look_up
 
@@ -101,18 +103,17 @@ class CapturedSVI(SVI):
         super().__init__(model, guide, Together(optim, clip), loss)
         known("precision", precision, ("32", "bf16-mixed"))
         self.elbo, self.check_every, self.weight, self.precision = loss, check_every, weight, precision
+        self._mixed = functools.partial(mixed, precision != "32")
         self._choose, self.planned = backend == "auto", steps
         self.backend: str = "off" if self._choose and (steps or math.inf) < _WORTH_RECORDING else backend
         self.batch = batch or (lambda *args, **kwargs: (args, kwargs))
-        self.watch = watch
-        self.steps = 0
+        self.watch, self.steps = watch, 0
         self.watched: dict[str, Tensor] = {}
         self._program = Program(model, guide, batch)
         self._met: dict[Any, dict[str, Tensor]] = {}
         self._graphs: dict[Any, Replay | None] = {}
-        self._warned = False
+        self._warned = self._check_next = False
         self._ledger = Ledger()
-        self._check_next = False
         # The step of the last comparison, and the program's numbers then.
         self._checked: tuple[int, Any] = 0, None
         self._static: StaticStep | None = None
@@ -141,15 +142,13 @@ class CapturedSVI(SVI):
             size = self.weight * sizes.size / self.elbo.num_particles
             about = replay.numbers, self._program.numbers(), self.steps
             self._checked = self.steps, about[1]
-            # A power of two changes no rounding.
-            rounded = self.precision != "32" and math.frexp(self.weight)[0] != 0.5
             if replay.compiled:
                 # That the graph is the program shows before a compiler has reordered its sums.
                 state.restore()
-                compare(replay.as_recorded(tensors), expected, size, False, rounded, *about)
+                compare(replay.as_recorded(tensors), expected, size, False, *about)
             state.restore()
             loss, gradients = replay(tensors)
-            compare((loss, gradients), expected, size, replay.compiled, rounded, *about)
+            compare((loss, gradients), expected, size, replay.compiled, *about)
             self.watched = replay.watched
         elif self._stays and self._static_step(replay, tensors):
             self._static = replay.static
@@ -235,19 +234,18 @@ class CapturedSVI(SVI):
         self._warn(f"not in one CUDA graph, but replayed as recorded: {reason}")
 
     def _look_at_flag(self) -> None:
-        if (found := self._ledger.look()) is None:
-            return
-        step, (before, (args, kwargs)) = found
-        before.restore()
-        raise not_finite(step, math.nan, self._first_bad_site(args, kwargs) or "a gradient")
+        if (found := self._ledger.look()) is not None:
+            step, (before, (args, kwargs)) = found
+            before.restore()
+            raise not_finite(step, math.nan, self._first_bad_site(args, kwargs) or "a gradient")
 
     def _stock(self, args: Any, kwargs: Any, before: Generators) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and the gradients as Pyro computes them, validation and all."""
         self.optim.zero_grad()
         try:
             program_args, program_kwargs = self.batch(*args, **kwargs)
-            with self.watch() as watch, poutine.trace(param_only=True) as params, self._mixed():
-                loss = self.weight * self.loss_and_grads(self.model, self.guide, *program_args, **program_kwargs)
+            with self.watch() as watch, poutine.trace(param_only=True) as params:
+                loss, weight = self._loss_and_grads(*program_args, **program_kwargs)
         except PplVaeError:
             raise
         except ValueError as error:
@@ -260,7 +258,7 @@ class CapturedSVI(SVI):
         self.watched = watch.values()
         self._leaves = unconstrained(params.trace)
         self.optim.meet(self._leaves)
-        gradients = {name: leaf.grad * self.weight for name, leaf in self._leaves.items() if leaf.grad is not None}
+        gradients = {name: leaf.grad * weight for name, leaf in self._leaves.items() if leaf.grad is not None}
         self.optim.zero_grad()
         # Pyro adds the loss up in double precision.
         return torch.as_tensor(loss, dtype=torch.float64).detach(), gradients
@@ -272,10 +270,8 @@ class CapturedSVI(SVI):
         Afterwards every parameter exists, the optimiser has it, and all steps of this shape are replays. Nothing is
         left to do for a program and a shape that were met before.
         """
-        if self.optim.leaves:
-            _, _, key = self._replay(args, kwargs)
-            if key is None or key in self._met:
-                return
+        if self.optim.leaves and ((key := self._replay(args, kwargs)[2]) is None or key in self._met):
+            return
         state = Generators(self._generators().devices, self._program.buffers)
         program_args, program_kwargs = self.batch(*args, **kwargs)
         with poutine.trace(param_only=True) as params, torch.no_grad():
@@ -283,13 +279,8 @@ class CapturedSVI(SVI):
         leaves = unconstrained(params.trace)
         self.optim.meet(leaves)
         state.restore()
-        _, _, key = self._replay(args, kwargs)
-        if key is not None:
+        if (key := self._replay(args, kwargs)[2]) is not None:
             self._met[key] = leaves
-
-    def _mixed(self) -> Any:
-        # Without its cache, which would keep a parameter's bfloat16 copy past the optimiser's step in a recorded graph.
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision != "32", cache_enabled=False)
 
     @property
     def _device(self) -> torch.device:
@@ -360,8 +351,7 @@ class CapturedSVI(SVI):
             look_up(graph)
             if (reason := cannot_stay(graph, self._device)) is not None:
                 self._leave(reason)
-        names = list(leaves)
-        replay = Replay(graph, [names[i] for i in reached], self._program.numbers())
+        replay = Replay(graph, [list(leaves)[i] for i in reached], self._program.numbers())
         repays = self._choose and self.planned is not None and replay.repays_compiling(self.planned, self._device)
         if repays or self.backend.endswith("inductor"):
             if (reason := replay.compile(tensors)) is not None:
@@ -370,6 +360,16 @@ class CapturedSVI(SVI):
             self.backend = kinds[reason is not None]
             state.restore()
         return replay
+
+    def _loss_and_grads(self, *args: Any, **kwargs: Any) -> tuple[Any, float]:
+        """The loss, and what gradients are still to be multiplied by."""
+        if self.precision != "32" and hasattr(self.elbo, "differentiable_loss"):
+            # Pyro's own would go backwards inside of autocast, which casts there what it did not cast forwards.
+            loss = self._loss_of(*args, **kwargs)
+            torch_backward(loss)
+            return loss, 1.0
+        with self._mixed():
+            return self.weight * self.loss_and_grads(self.model, self.guide, *args, **kwargs), self.weight
 
     def _loss_of(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._mixed():

@@ -7,21 +7,28 @@ r"""Any distribution becomes a Pyro one; and the few densities no library has.
 from .adapt import as_pyro, inside, is_ode, is_periodic, is_point, transport, zuko
 from .chain import Chain, onto_spheres, spheres
 from .divergences import kl_to_diagonal
+from .gammas import Beta, Binomial, NegativeBinomial, Poisson, StudentT
 from .mixtures import NormalMixture, diagonal, log_normals
-from .pixels import ContinuousBernoulli, DiscretizedLogistic, GreyBernoulli, Levels, NegativeBinomial, Poisson
+from .pixels import ContinuousBernoulli, DiscretizedLogistic, GreyBernoulli, Levels
+from .precision import LowRankMultivariateNormal, MultivariateNormal
 from .sphere import PowerSpherical, SphericalUniform
 
 __all__ = [
+    "Beta",
+    "Binomial",
     "Chain",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "GreyBernoulli",
     "Levels",
+    "LowRankMultivariateNormal",
+    "MultivariateNormal",
     "NegativeBinomial",
     "NormalMixture",
     "Poisson",
     "PowerSpherical",
     "SphericalUniform",
+    "StudentT",
     "as_pyro",
     "diagonal",
     "inside",

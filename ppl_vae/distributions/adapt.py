@@ -25,6 +25,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ..errors import NoClosedFormError, PartError
+from .precision import in_single
 
 __all__ = ["as_pyro", "inside", "is_ode", "is_periodic", "is_point", "transport", "zuko"]
 
@@ -106,6 +107,7 @@ def as_pyro(distribution: Any) -> Any:
 
     Returns:
         A Pyro distribution with the same parameters, shapes, density and closed forms. The one given is left as it is.
+        Inside of ``torch.autocast`` parameters in half precision are in single, and so is what matrices are used for.
 
     Raises:
         PartError: for anything that is not a distribution.
@@ -122,7 +124,7 @@ def as_pyro(distribution: Any) -> Any:
         # Pyro's own wrapper has no support, nor the closed forms of what it wraps.
         distribution = distribution.dist
     if isinstance(distribution, TorchDistributionMixin):
-        return distribution
+        return in_single(distribution)
     if not isinstance(distribution, Distribution):
         way_out = ""
         if isinstance(distribution, type) or callable(distribution):
@@ -133,6 +135,9 @@ def as_pyro(distribution: Any) -> Any:
             "expected a part to return a distribution (of pyro.distributions, torch.distributions or zuko), "
             f"got {type(distribution).__module__}.{type(distribution).__qualname__}{way_out}"
         )
+    distribution = in_single(distribution)
+    if isinstance(distribution, TorchDistributionMixin):
+        return distribution
     cls = _pyro_class(type(distribution))  # type: ignore[arg-type]
     if "__init__" in vars(cls):
         # Pyro's Uniform and Poisson remember more than torch's, so they are made again from their arguments.

@@ -27,6 +27,8 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Independent, Normal
 
+from ..devices import uncast
+
 __all__ = ["NormalMixture", "diagonal", "log_normals"]
 
 # How far below the likeliest component, in nats, another one is nothing in double precision: 3e-20 of it.
@@ -131,6 +133,7 @@ class NormalMixture(dist.MixtureSameFamily):
         parameter = parameter.expand(*chosen.shape, *parameter.shape[-2:])
         return parameter.gather(-2, chosen[..., None, None].expand(*chosen.shape, 1, parameter.shape[-1])).squeeze(-2)
 
+    @uncast
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Return draws (*sample_shape, *, D), differentiable in weights, means and standard deviations."""
         z = self.sample(Size(sample_shape))

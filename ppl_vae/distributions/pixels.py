@@ -8,7 +8,6 @@ any parameters a network may give.
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -19,7 +18,7 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid, softplus
 
-__all__ = ["ContinuousBernoulli", "DiscretizedLogistic", "GreyBernoulli", "Levels", "NegativeBinomial", "Poisson"]
+__all__ = ["ContinuousBernoulli", "DiscretizedLogistic", "GreyBernoulli", "Levels"]
 
 
 class GreyBernoulli(dist.Bernoulli):
@@ -246,105 +245,3 @@ class Levels(dist.Categorical):
     def variance(self) -> Tensor:
         """The variance (*)."""
         return (self.probs * (self._values() - self.mean.unsqueeze(-1)).square()).sum(-1)
-
-
-class NegativeBinomial(dist.GammaPoisson):
-    r"""Counts that vary more than a Poisson's: its rate is Gamma distributed.
-
-    .. math:: P(x) = \frac{\Gamma(r + x)}{\Gamma(r)\, x!} \Bigl(\frac{\beta}{1 + \beta}\Bigr)^{r}
-        \Bigl(\frac{1}{1 + \beta}\Bigr)^{x}, \qquad \text{mean } \mu = \frac r\beta, \quad
-        \text{variance } \mu + \frac{\mu^2}{r}
-
-    It becomes a Poisson as r grows. There :math:`\log \Gamma(r + x) - \log \Gamma(r)` is a small difference of numbers
-    that float32 holds to whole nats only, so beyond r = 16 it is Stirling's series; and so is, beyond 16,
-    :math:`\log \Gamma(r + x) - \log x!` for counts larger than r. Where both are, the powers cancel it in turn, and all
-    of it is a binomial's saddle point: with :math:`n = r + x`,
-
-    .. math:: P(x) = \sqrt{\frac{r}{2 \pi x n}}
-        \exp\Bigl(s(n) - s(r) - s(x) - D\bigl(r, \tfrac{n \beta}{1 + \beta}\bigr)
-        - D\bigl(x, \tfrac{n}{1 + \beta}\bigr)\Bigr), \qquad D(a, b) = b - a - a \log \tfrac ba
-
-    and s what Stirling's formula leaves out.
-
-    Arguments:
-        concentration: r > 0 (*).
-        rate: :math:`\beta > 0` (*).
-
-    Reference:
-        Fast and Accurate Computation of Binomial Probabilities (Loader, 2000)
-
-    Example:
-        >>> d = NegativeBinomial(torch.tensor(1e6), torch.tensor(1e6 / 5))
-        >>> x = torch.tensor(3.0)
-        >>> (d.log_prob(x) - dist.Poisson(5.0).log_prob(x)).abs() < 1e-4
-        tensor(True)
-    """
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log P(x) (*) in nats for x (*)."""
-        if self._validate_args:
-            self._validate_sample(value)
-        r, rate = self.concentration, self.rate
-        # log Γ(r + x) less whichever is nearer to it: the other is small.
-        many = value + 1 > r.clamp(min=16.0)
-        by_count = _log_rising((value + 1).clamp(min=16.0), r - 1) - torch.lgamma(r)
-        gammas = torch.where(many, by_count, _log_rising(r, value) - torch.lgamma(value + 1))
-        few = gammas - r * torch.log1p(1 / rate) - value * torch.log1p(rate)
-        # Both many: of numbers that are clamped to 16 where they are not, and this is not taken.
-        a, x = r.clamp(min=16.0), value.to(r).clamp(min=16.0)
-        n, off = a + x, (a - x * rate) / (1 + rate)
-        deviance = _deviance(a, -off, n * (rate / (1 + rate))) + _deviance(x, off, n / (1 + rate))
-        saddle = 0.5 * (a / (2 * math.pi * x * n)).log() + _remainder(n) - _remainder(a) - _remainder(x) - deviance
-        return torch.where((value > 16) & (r > 16), saddle, few)
-
-
-class Poisson(dist.Poisson):
-    r"""Counts whose variance is their mean, also where these are many.
-
-    .. math:: P(x) = \frac{\lambda^x e^{-\lambda}}{x!} = \frac{1}{\sqrt{2 \pi x}}
-        \exp\Bigl(-x\, \bigl(d - \log(1 + d)\bigr) - s(x)\Bigr), \qquad d = \frac{\lambda - x}{x}
-
-    with s what Stirling's formula leaves out. The first form is a small difference of large numbers, which float32
-    holds to whole nats for x = 10⁶; beyond x = 16 it is the second.
-
-    Arguments:
-        rate: :math:`\lambda > 0` (*).
-
-    Reference:
-        Fast and Accurate Computation of Binomial Probabilities (Loader, 2000)
-
-    Example:
-        >>> x, rate = torch.tensor(1e6), torch.tensor(1e6 + 500)
-        >>> exact = dist.Poisson(rate.double()).log_prob(x.double())
-        >>> (Poisson(rate).log_prob(x) - exact).abs() < 1e-3
-        tensor(True)
-    """
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log P(x) (*) in nats for x (*)."""
-        few = super().log_prob(value)
-        x = value.to(self.rate).clamp(min=16.0)
-        many = -_deviance(x, self.rate - x, self.rate) - 0.5 * (2 * math.pi * x).log() - _remainder(x)
-        return torch.where(value > 16, many, few)
-
-
-def _deviance(a: Tensor, off: Tensor, b: Tensor) -> Tensor:
-    """Return b − a − a log(b / a), of which b − a is known as ``off``, without the cancellation where b is near a."""
-    d = off / a
-    # Far above b log1p would see −1.
-    log = torch.where(d > -0.5, torch.log1p(d.clamp(min=-0.5)), (b / a).log())
-    return a * (d - log)
-
-
-def _log_rising(a: Tensor, n: Tensor) -> Tensor:
-    """Return log Γ(a + n) − log Γ(a), without the cancellation where a is large."""
-    large = a.clamp(min=16.0)
-    stirling = (large - 0.5) * torch.log1p(n / large) + n * (torch.log(large + n) - 1)
-    stirling = stirling + _remainder(large + n) - _remainder(large)
-    return torch.where(a > 16, stirling, torch.lgamma(a + n) - torch.lgamma(a))
-
-
-def _remainder(a: Tensor) -> Tensor:
-    """What Stirling's formula for log Γ(a) leaves out, to 2e-12 where a ≥ 16."""
-    square = a.square()
-    return (1 / 12 - (1 / 360 - 1 / (1260 * square)) / square) / a

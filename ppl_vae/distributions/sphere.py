@@ -14,6 +14,7 @@ Reference:
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, ClassVar
 
 import torch
@@ -56,9 +57,9 @@ class SphericalUniform(TorchDistribution):
         device: torch.device | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
+        if isinstance(dim, bool) or not isinstance(dim, numbers.Integral) or dim < 2:
             raise ConfigError(f"SphericalUniform: expected dim to be a whole number ≥ 2, got {dim!r}")
-        self.dim = dim
+        self.dim: int = int(dim)
         self.kind: dict[str, Any] = {"dtype": dtype, "device": device}
         super().__init__(Size(batch_shape), Size([dim]), validate_args)
 

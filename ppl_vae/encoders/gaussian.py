@@ -14,6 +14,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..devices import uncast
+from ..distributions import LowRankMultivariateNormal, MultivariateNormal
 from ..errors import check_positive, check_range
 from ..networks import Body
 from .base import Encoder
@@ -114,7 +116,7 @@ class FullGaussian(Encoder):
         factor = torch.diag_embed(torch.ones_like(loc))
         factor[..., self.below[0], self.below[1]] = entries
         scale = (0.5 * log_variance.clamp(*self.clamp)).exp()
-        return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * factor)
+        return MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * factor)
 
 
 class LowRankGaussian(Encoder):
@@ -162,10 +164,11 @@ class LowRankGaussian(Encoder):
         super().__init__(outputs, x_shape, context, hidden, network, shift, scale, features=features, rank=rank)
         self.clamp = check_range("clamp", clamp)
 
+    @uncast
     def from_raw(self, raw: Tensor) -> Any:
         """Return q(z | x, y), event shape (features,)."""
         loc, log_variance, factor = raw.tensor_split([self.features, 2 * self.features], -1)
         scale = (0.5 * log_variance.clamp(*self.clamp)).exp()
         # W in units of σ: the matrix that is factored for the density is then I + WᵀW, however small σ becomes.
         factor = scale.unsqueeze(-1) * factor.unflatten(-1, (self.features, self.rank))
-        return dist.LowRankMultivariateNormal(loc, factor, scale.square())
+        return LowRankMultivariateNormal(loc, factor, scale.square())

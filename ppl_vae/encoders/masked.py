@@ -1,6 +1,6 @@
 r"""An encoder that is told which pixels are seen.
 
-.. math:: q(z \mid x_{\text{seen}}, m, y) = \mathrm{encoder}([x \odot m;\ m], c)
+.. math:: q(z \mid x_{\text{seen}}, m, y) = \mathrm{encoder}([x \odot m;\ m], c), \qquad m_d \in \{0, 1\}
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import PartError, ShapeError
 from ..parts import Part
+from .base import Encoder
 
 __all__ = ["Masked"]
 
@@ -19,13 +20,15 @@ __all__ = ["Masked"]
 class Masked(Part):
     r"""Wraps an encoder, which then gets the mask of seen pixels behind x, as further channels.
 
-    Without it an encoder sees zeros in the place of unseen pixels and cannot tell them from pixels that are zero.
+    Without it an encoder sees zeros in the place of unseen pixels and cannot tell them from pixels that are zero. The
+    network behind the encoder's standardisation of x gets a mask of zeros and ones, whatever the range of a pixel.
 
     Arguments:
         part: an encoder of twice the channels, ``x_shape = (2 C, ...)``.
 
     Raises:
-        PartError: for what cannot be called, or does not say its ``x_shape``.
+        PartError: for what cannot be called, or does not say its ``x_shape``; or a chain whose encoders standardise x
+            in two ways.
         ShapeError: if its channels are not an even number; or, when called, for another x.
 
     Reference:
@@ -48,6 +51,8 @@ class Masked(Part):
         if inner[0] % 2:
             raise ShapeError(f"Masked: expected an encoder of x and its mask, x_shape (2 C, ...), got {tuple(inner)}")
         self.part, self.x_shape = part, (inner[0] // 2, *inner[1:])
+        if len(units := {(float(e.shift), float(e.scale)) for e in self._standardising()}) > 1:
+            raise PartError(f"Masked: expected encoders of one (shift, scale) of x, got {sorted(units)}")
 
     @property
     def features(self) -> int | None:
@@ -62,6 +67,12 @@ class Masked(Part):
     def forward(self, x: Tensor, c: Tensor | None = None) -> Any:
         """Return q(z | x, y) for x (*, *x_shape), all of it seen; or for x and its mask in one, (*, 2 C, ...)."""
         dim = -len(self.x_shape)
-        if x.shape[dim:] == self.x_shape:
-            x = torch.cat([x, torch.ones_like(x)], dim)
-        return self.part(x, c)
+        x, mask = (x, torch.ones_like(x)) if x.shape[dim:] == self.x_shape else x.tensor_split(2, dim)
+        for encoder in self._standardising()[:1]:
+            mask = mask * encoder.scale + encoder.shift
+        return self.part(torch.cat([x, mask], dim), c)
+
+    def _standardising(self) -> list[Encoder]:
+        """The encoders inside, for whose network (m − shift) / scale is to be a mask."""
+        parts = self.part.modules() if isinstance(self.part, nn.Module) else ()
+        return [part for part in parts if isinstance(part, Encoder)]

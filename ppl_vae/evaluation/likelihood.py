@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..capture import CaptureWarning, TwoStages
-from ..devices import cuda_devices
+from ..devices import cuda_devices, mixed
 from ..errors import CaptureError, ConfigError, NonFiniteError, check_positive
 from ..model import VAE, Proposal
 from ..model.checks import check_not_nan, check_precision
@@ -332,7 +332,7 @@ class Estimator:
         return sums.result()
 
     def _next(self, chunks: Iterator[Tensor]) -> Tensor | None:
-        with torch.autocast(self.vae._beta.device.type, torch.bfloat16, enabled=self.precision != "32"):
+        with mixed(self.precision != "32"):
             return next(chunks, None)
 
     def _moved(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:

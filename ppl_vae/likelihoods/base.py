@@ -44,12 +44,16 @@ class Likelihood(Part):
     def body(self, hidden: Sequence[int], network: Any, numbers: int = 1) -> Network:
         """Return the network for so many raw numbers a pixel."""
         raw = self.x_shape if numbers == 1 else (numbers * self.x_shape[0], *self.x_shape[1:])
+        if numbers > 1 and len(self.x_shape) == 2:
+            # For a convolution an image (H, W) is one channel, and not H of them.
+            raw = (numbers, *self.x_shape)
         return Network((self.features,), raw, self.context, hidden, network)
 
     def raw(self, z: Tensor, c: Tensor | None) -> Tensor:
         """Return the raw parameters (*, k · x_shape[0], …) for z (*, features) and c (*, context)."""
         check_context(self, c, self.context)
-        return self.network(z, c)
+        raw = self.network(z, c)
+        return raw if len(self.network.out_shape) == len(self.x_shape) else raw.flatten(-3, -2)
 
     def per_pixel(self, z: Tensor, c: Tensor | None) -> Tensor:
         """Return the raw parameters with a pixel's numbers side by side, (*, *x_shape, k)."""
@@ -96,7 +100,11 @@ class Likelihood(Part):
 
     def _start(self, x: Tensor) -> None:
         """Set biases and what else is learned, for x (N, *x_shape)."""
-        self.network.start_at(self._raw_start(x))
+        self._start_at(self._raw_start(x))
+
+    def _start_at(self, raw: Tensor) -> None:
+        """Have the network begin at raw parameters (k · x_shape[0], …)."""
+        self.network.start_at(raw.reshape(self.network.out_shape))
 
     def _raw_start(self, x: Tensor) -> Tensor:
         """The raw parameters (k · x_shape[0], …) to start at, for x (N, *x_shape)."""
@@ -155,14 +163,14 @@ class Spread(Likelihood):
         mean = x.mean(0)
         place = self._place(mean)
         if not isinstance(self.spread, str):
-            self.network.start_at(place)
+            self._start_at(place)
             return
         spread = self._estimate(x, mean, tuple(range(x.dim())))
         if self.spread != "shared":
             # A pixel that never varies would start at no spread at all.
             spread = self._estimate(x, mean, (0,)).clamp(spread / 10, spread * 10)
         log = self._log(spread).clamp(*self.clamp)
-        self.network.start_at(torch.cat([place, log]) if self.spread == "output" else place)
+        self._start_at(torch.cat([place, log]) if self.spread == "output" else place)
         if self.spread != "output":
             getattr(self, self._parameter).copy_(log)
 

@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..distributions import StudentT as StudentTPixel
 from ..errors import ConfigError, DataError
 from ..networks import Body
 from .base import Spread, SpreadOf
@@ -219,7 +220,7 @@ class StudentT(LocationScale):
         self.constant("df", float(df), persistent=False)
 
     def _family(self, loc: Tensor, sigma: Tensor) -> Any:
-        return dist.StudentT(self.df, loc, sigma)
+        return StudentTPixel(self.df, loc, sigma)
 
     def _estimate(self, x: Tensor, mean: Tensor, dims: tuple[int, ...]) -> Tensor:
         # By the mean absolute deviation, which exists for every df > 1: E|t| = 2 √ν Γ((ν + 1)/2) / (√π Γ(ν/2) (ν − 1)).

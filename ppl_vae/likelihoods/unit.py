@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..distributions import Beta as BetaPixel
 from ..distributions import ContinuousBernoulli as ContinuousBernoulliPixel
 from ..distributions import GreyBernoulli
 from ..errors import DataError
@@ -192,7 +193,7 @@ class Beta(Spread):
         # The logit's sign, because 1 − m would be 0 where m is near 1.
         place = place.clamp(-14.0, 14.0)
         ends = concentration * torch.sigmoid(place), concentration * torch.sigmoid(-place)
-        return dist.Beta(*ends).to_event(len(self.x_shape))
+        return BetaPixel(*ends).to_event(len(self.x_shape))
 
     def _check_support(self, x: Tensor) -> None:
         low, high = x.min().item(), x.max().item()

@@ -68,6 +68,10 @@ class Checked(Assembly):
         """The labels of some rows: one y for all is theirs too."""
         return y if y is None or not self.per_row(y) else y[rows]
 
+    def _rows(self, x: Tensor) -> torch.Size:
+        """The batch shape of x: none, where it is one datum."""
+        return x.shape[:1] if x.dim() > max(1, len(getattr(self.likelihood, "x_shape", ()))) else torch.Size()
+
     def check(self, x: Any, y: Any = None, mask: Any = None) -> None:
         """Raise unless x and y are data for this model, whose parts go together; for a whole data set, before a step.
 
@@ -104,6 +108,8 @@ class Checked(Assembly):
             return
         y = torch.as_tensor(y)
         self._check_one_batch(y)
+        if self.per_row(y) and not self._rows(x):
+            raise LabelError(f"expected one y for one x {tuple(x.shape)}, got {tuple(y.shape)}: pass y[0], or x[None]")
         if self.per_row(y) and len(y) != len(x):
             raise LabelError(f"expected one y a row of x, got {len(y)} for {len(x)} rows")
         if (check := getattr(self.condition, "check", None)) is not None:

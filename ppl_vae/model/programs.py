@@ -132,10 +132,6 @@ class Programs(Checked):
                 check_spheres(q, self._prior(c))
         return q
 
-    def _rows(self, x: Tensor) -> torch.Size:
-        """The batch shape of x: none, where it is one datum."""
-        return x.shape[:1] if x.dim() > max(1, len(getattr(self.likelihood, "x_shape", ()))) else torch.Size()
-
     def _decoded(self, z: Any, c: Tensor | None) -> Any:
         return called("likelihood", self.likelihood, z, c, 1)
 

@@ -143,8 +143,9 @@ class VAE(Programs):
         if carry:
             c, c_to = self._context(y), self._context(to)
             if c is not None and c_to is not None:
-                c, c_to = torch.broadcast_tensors(c, c_to)
-                z = transport(z.expand(*c.shape[:-1], -1), self._prior(c), self._prior(c_to))
+                batch = torch.broadcast_shapes(z.shape[:-1], c.shape[:-1], c_to.shape[:-1])
+                c, c_to, z = (t.expand(*batch, -1) for t in (c, c_to, z))
+                z = transport(z, self._prior(c), self._prior(c_to))
         return _mean(self.decode(z, to))
 
     @torch.no_grad()

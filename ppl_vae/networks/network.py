@@ -7,7 +7,7 @@ r"""A body with its shapes: run once when it is made, and on any leading dimensi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class Network(nn.Module):
         if isinstance(network, nn.Module):
             self.body = network
         elif network is None or callable(network):
-            network, widths = network or MLP, (hidden,) if isinstance(hidden, int) else tuple(hidden)
+            network, widths = network or MLP, tuple(hidden) if isinstance(hidden, Iterable) else (hidden,)
             try:
                 self.body = network(self.in_shape, self.out_shape, context, widths)
             except TypeError as error:

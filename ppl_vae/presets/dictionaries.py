@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -209,7 +210,8 @@ def to_dict(vae: VAE) -> dict[str, Any]:
         part = getattr(vae, kind)
         config[kind] = None if part is None else _describe(kind, part, vae.encoder)
     # The shortest decimal that is this float32: 0.1, not 0.10000000149.
-    return config | {"beta": float(str(np.float32(vae.beta)))}
+    own = np.float64 if vae._beta.dtype == torch.float64 else np.float32
+    return config | {"beta": float(str(own(vae.beta)))}
 
 
 def _describe(kind: str, part: Any, encoder: Any) -> dict[str, Any]:
@@ -236,6 +238,9 @@ def _describe(kind: str, part: Any, encoder: Any) -> dict[str, Any]:
 
 def _plain(what: str, value: Any) -> Any:
     """A value as JSON has it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no infinity; the open end of a range is read from its name.
+        return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):

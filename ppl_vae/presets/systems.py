@@ -7,6 +7,7 @@ What the parts share, such as the number of latent features, is said once.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,7 +88,7 @@ def vae(
     of_y: Any = make("condition", complete("condition", condition)) if named else condition  # type: ignore[arg-type]
     if context is None:
         said = 0 if of_y is None else getattr(of_y, "context", None)
-        context = said if isinstance(said, int) else None
+        context = int(said) if isinstance(said, numbers.Integral) else None
     shared = {"features": int(features), "x_shape": check_shape("x_shape", x_shape), "context": context}
     try:
         low, high = (float(end) for end in range)

@@ -41,6 +41,12 @@ def _loose(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
     return {k: v for k, v in steps.optim.leaves.items() if not k.startswith(f"{vae.name}$$$")}
 
 
+def _trained(vae: VAE, steps: CapturedSVI) -> list[str]:
+    """The names of the parameters that the optimiser has, in its order."""
+    names = {id(leaf): name.removeprefix(f"{vae.name}$$$") for name, leaf in steps.optim.leaves.items()}
+    return [names[id(p)] for group in steps.optim.optimizer.param_groups for p in group["params"]]
+
+
 def set_weights(vae: VAE, steps: CapturedSVI, tensors: Mapping[str, Tensor], where: str) -> None:
     """Put back what :func:`weights` returned; nothing, if any of it does not fit."""
     own = weights(vae, steps)
@@ -67,6 +73,7 @@ def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: 
             else:
                 optimizer.setdefault(str(i), {})[key] = value
     info = {"history": list(history), "settings": history.info, "steps": steps.steps, "optimizer": optimizer}
+    info["trained"] = _trained(vae, steps)
     checkpoint.write(folder, "training", tensors, info | {"best_epoch": None if best is None else best[0]})
 
 
@@ -133,7 +140,9 @@ def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
     """What of the settings now was another then, each as precisely as it has a name."""
     if isinstance(then, dict) and isinstance(now, dict):
         # Of the run as a whole, what both tell; of a part of it, all.
-        for key in [key for key in now if key in then] if not name else dict.fromkeys([*then, *now]):
+        # What an object remembers for itself, with an underscore, is no setting.
+        every = [key for key in dict.fromkeys([*then, *now]) if not key.startswith("_")]
+        for key in [key for key in every if name or (key in then and key in now)]:
             yield from _differences(f"{name}.{key}".lstrip("."), then.get(key), now.get(key))
     elif then != now:
         yield f"{name}: {then!r} then, {now!r} now"
@@ -157,6 +166,8 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         for key, tensor in part["optim"].items():
             i, _, name = key.partition(".")
             state.setdefault(int(i), {})[name] = tensor
+        # Before names were written down, the order was that of the model.
+        trained = [str(name) for name in info.get("trained", _trained(vae, steps))]
         rows = [dict(row) for row in info["history"]]
         done, best = int(info["steps"]), None if info["best_epoch"] is None else (int(info["best_epoch"]), part["best"])
         moved = (begun_on := settings["device"]) != here
@@ -165,6 +176,7 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         rng = [part["rng"]["cpu"], *(part["rng"]["cuda"] for _ in kept)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: damaged: no state of training in it: {error!r}") from error
+    state = _in_order(folder, trained, _trained(vae, steps), state)
     set_weights(vae, steps, part["model"], str(folder))
     groups = steps.optim.optimizer.state_dict()["param_groups"]
     steps.optim.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -179,6 +191,20 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         )
     if moves := [*settings.get("moves", []), *([[len(rows), begun_on]] if moved else [])]:
         history.info["moves"] = moves
+    if "stopped" in settings:
+        history.info["stopped"] = settings["stopped"]
     steps.steps = done
     history.extend(rows)
     return best
+
+
+def _in_order(folder: str | Path, then: list[str], now: list[str], state: dict[int, Any]) -> dict[int, Any]:
+    """What an optimiser keeps of every parameter, by the parameter's place in the one that there is now."""
+    if set(then) != set(now):
+        idle, joined = (", ".join(sorted(set(a) - set(b))) for a, b in ((then, now), (now, then)))
+        changed = [f"{how}: {names}" for how, names in (("then alone", idle), ("now alone", joined)) if names]
+        raise CheckpointError(
+            f"{folder}: expected the same parameters to be trained as then, got {'; '.join(changed)}: set "
+            "requires_grad as it was, or train anew in another folder"
+        )
+    return {now.index(then[i]): values for i, values in state.items()}

@@ -14,6 +14,7 @@ import json
 import math
 import numbers
 import operator
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from .history import History, bound_name
 from .model import VAE
 from .model.checks import check_not_nan
 from .objectives import Trace_ELBO
-from .state import alone, folders, restore, set_weights, store, weights
+from .state import alone, folders, has_state, restore, set_weights, store, weights
 
 __all__ = ["fit"]
 
@@ -186,14 +187,15 @@ def fit(
             "binarize": batches.binarize,
             "batch_size": batches.batch_size,
             "seed": seed,
-            "optim": getattr(optim, "__name__", repr(optim)),
+            # Where in memory a function is, in the repr of a partial of it, is another place in every process.
+            "optim": getattr(optim, "__name__", re.sub(" at 0x[0-9a-f]+", "", repr(optim))),
             "clip": clip,
             "objective": type(objective).__name__,
             # Pyro writes what it guessed of the plates into the objective, which changes no result.
             "objective_options": {
                 k: repr(v)
                 for k, v in vars(objective).items()
-                if isinstance(v, bool | int | float) and k != "max_plate_nesting"
+                if isinstance(v, bool | int | float) and k != "max_plate_nesting" and not k.startswith("_")
             },
             "precision": precision,
             "data": batches.digest(),
@@ -233,6 +235,8 @@ def fit(
     ):
         try:
             shapes = batches.shapes()
+            if (begin := getattr(objective, "begin_epoch", None)) is not None:
+                begin(1)
             _meet(vae, steps, shapes)
             if resume is not None:
                 best = restore(resume, vae, steps, history)
@@ -242,17 +246,19 @@ def fit(
                         "best model: resume without patience, or train anew with it"
                     )
             begun = len(history)
-            if checkpoint is not None and resume is None and checkpoint_every > 1:
+            # Where a callback ended it, the same call again has nothing to do.
+            last = begun if history.info.pop("stopped", None) == epochs else epochs
+            if checkpoint is not None and resume is None and (checkpoint_every > 1 or has_state(checkpoint)):
                 # What is there would else be gone on with, if this training were stopped before its first writing.
                 store(checkpoint, vae, steps, history, best)
             bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress, dynamic_ncols=True)
             with bar:
-                for epoch in range(len(history) + 1, epochs + 1):
+                for epoch in range(begun + 1, last + 1):
                     if patience is not None and best is not None and len(history) - best[0] >= patience:
                         break
                     if beta_at is not None:
                         vae.beta = beta_at(epoch)
-                    if (begin := getattr(objective, "begin_epoch", None)) is not None:
+                    if begin is not None:
                         begin(epoch)
                     steps.optim.set_lr(rate := lr_at(epoch))
                     # A program that β or the objective has changed is another; met here, it begins with a replay
@@ -273,6 +279,7 @@ def fit(
                     with torch.random.fork_rng(cuda_devices(device)):
                         stop = any([callback(vae, history) is True for callback in callbacks])
                     if stop:
+                        history.info["stopped"], written = epochs, False
                         break
             if checkpoint is not None and len(history) > begun and not written:
                 store(checkpoint, vae, steps, history, best)

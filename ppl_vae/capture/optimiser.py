@@ -78,7 +78,9 @@ class Together(pyro.optim.PyroOptim):
             return
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if joining := [leaf for leaf in new if id(leaf) not in held]:
-            self.optimizer.add_param_group({"params": joining})
+            # At the rate of the others now, and not at the one that training began with; an instance has its own.
+            rate = {"lr": self.optimizer.param_groups[0]["lr"]} if self.make is not None else {}
+            self.optimizer.add_param_group({"params": joining, **rate})
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every group, in place where it is a tensor that a graph refers to."""

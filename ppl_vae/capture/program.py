@@ -19,10 +19,18 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SCALARS", "Program"]
+__all__ = ["SCALARS", "Program", "kind"]
 
 # What a graph takes for a constant.
 SCALARS = (bool, int, float, str)
+
+
+def kind(value: Any) -> Any:
+    """Return what of an argument decides the graph: of a tensor all but its numbers, of anything else itself."""
+    if isinstance(value, Tensor):
+        # Whether it can be viewed in another shape hangs on the strides.
+        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
+    return value
 
 
 class Program:

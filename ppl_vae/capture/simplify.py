@@ -46,7 +46,7 @@ def simplify(graph: GraphModule, inputs: Any) -> None:
             _spoil(node, dirty, kinds, spoilt)
             continue
         touched = {node, *node.all_input_nodes} & dirty
-        if touched or node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags:
+        if touched or _writes(node) or torch.Tag.nondeterministic_seeded in node.target.tags:
             continue
         if node.target in _IDENTITIES and kinds.of.get(node) == kinds.of.get(node.args[0]) is not None:
             node.replace_all_uses_with(node.args[0])
@@ -55,6 +55,14 @@ def simplify(graph: GraphModule, inputs: Any) -> None:
         _merge(node, seen, (node.target, _frozen(node.args), _frozen(node.kwargs)))
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _writes(node: Node) -> bool:
+    """Whether an operation changes what it is given; the schemas of batch norms do not say that they do."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    names = [argument.name for argument in schema.arguments]
+    training = "running_mean" in names and "training" in names and node.args[names.index("training")] is not False
+    return schema.is_mutable or training
 
 
 def _merge(node: Node, seen: dict[Any, Node], key: Any) -> None:

@@ -30,7 +30,7 @@ from ..errors import CaptureError, ConfigError, PplVaeError, known
 from .guard import LastSite, Sizes, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
 from .ledger import Ledger
 from .optimiser import Together
-from .program import SCALARS, Program
+from .program import SCALARS, Program, kind
 from .recording import CaptureWarning, Generators, Watch, cannot_record, record
 from .replay import Replay
 from .static import StaticStep, cannot_stay, look_up
@@ -312,7 +312,7 @@ class CapturedSVI(SVI):
         if self._stays:
             flat = [value.to(self._device) if isinstance(value, Tensor) else value for value in flat]
         tensors = [value for value in flat if isinstance(value, Tensor)]
-        inputs = tuple((v.shape, v.dtype, v.device, v.requires_grad) if isinstance(v, Tensor) else v for v in flat)
+        inputs = tuple(kind(value) for value in flat)
         plain = tuple(v for v in (self.weight, *vars(self.elbo).values()) if isinstance(v, SCALARS))
         key = inputs, spec, self._program.key(self.optim.leaves), plain
         if key in self._graphs:

@@ -34,6 +34,8 @@ def write_evaluation(out: Path, result: Evaluation, split: data.Split, more: Map
     columns |= {"_rows": fingerprint(split), "_samples": result.samples, "_density": result.density}
     if result.discrete is not None:
         columns["_discrete"] = result.discrete
+    if result.conditional is not None:
+        columns["_conditional"] = result.conditional
     if result.pareto_k is not None:
         columns["_pareto_k"] = result.pareto_k.numpy()
     write_arrays(out / "evaluation.npz", columns)
@@ -50,10 +52,10 @@ def read_evaluation(run: str) -> tuple[Evaluation, str]:
     try:
         # Opened here because numpy, given a path, leaves a damaged file open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            # Files of old have no k̂, and do not say of what kind p is.
+            # Files of old have no k̂, and do not say of what kind p is, or whether it is given y.
             names = [name for name in file.files if not name.startswith("_") or name == "_pareto_k"]
             values = {name: torch.from_numpy(file[name]) for name in names}
-            discrete = bool(file["_discrete"]) if "_discrete" in file.files else None
+            discrete, conditional = (bool(file[n]) if n in file.files else None for n in ("_discrete", "_conditional"))
             samples, density, rows = int(file["_samples"]), bool(file["_density"]), str(file["_rows"])
         if not values or len({v.shape for v in values.values()}) > 1 or next(iter(values.values())).dim() != 1:
             raise ValueError(f"no columns of one length in it: {list(values)}")
@@ -62,7 +64,8 @@ def read_evaluation(run: str) -> tuple[Evaluation, str]:
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: damaged ({error}): run ppl-vae evaluate {run} again") from error
     pareto_k = values.pop("_pareto_k", None)
-    return Evaluation(values, samples, density, pareto_k=pareto_k, discrete=discrete), rows
+    found = Evaluation(values, samples, density, pareto_k=pareto_k, discrete=discrete, conditional=conditional)
+    return found, rows
 
 
 def described(run: str) -> dict[str, Any]:

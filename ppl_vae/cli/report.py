@@ -64,6 +64,7 @@ PICTURES = (
 )
 # What a part of an evaluation does not say itself.
 HEADINGS = {
+    "diagnostics": "what z does, by draws of its own",
     "quality": "the samples, as a classifier of the training data sees them",
     "calibration": "the guide, on data that the model draws",
     "bounds_simulated": "log p by annealing, of data that the model draws",
@@ -238,7 +239,9 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History | None) -> lis
         x, y = xy(vae, test)
         z = vae.embed(x, y).cpu()
         given, under = ("x", "") if vae.condition is None else ("x,y", "|y")
-        figures["latents"] = plots.latents(z, test.y, title=f"means of q(z|{given}), test images")
+        # More labels than there are colours and marks are not told apart.
+        few = test.y is not None and len(test.y.unique()) <= plots.most_labels(z.shape[-1])
+        figures["latents"] = plots.latents(z, test.y if few else None, title=f"means of q(z|{given}), test images")
         classes = None if vae.condition is None else torch.arange(source.classes or 0)
         labels = None if classes is None else classes.tolist()
         if vae.prior is not None:

@@ -3,7 +3,8 @@ r"""Several models on the same rows: what lies between them, and how sure that i
 .. math:: \Delta = \frac1N \sum_i (a_i - b_i), \qquad \mathrm{se}(\Delta)^2 = \frac1N \mathrm{Var}_i (a_i - b_i)
 
 A row that is hard for one model is hard for the next, so the error of a difference is a fraction of that of a mean.
-Probabilities and densities are in different units, whose difference would mean nothing.
+Probabilities and densities are in different units, whose difference would mean nothing, and so would that of all pixels
+and some of them. What is given y has less to say than what is not: log p(x) has y to tell, too.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ class Comparison(Report):
     def difference(self, name: str, term: str = "neg_log_prob") -> tuple[float, float]:
         """Return how much more of a term it has than the first, with the standard error, paired by row; in nats.
 
-        NaN where one is a probability of x and the other a density, or no density at all.
+        NaN where one is a probability of x and the other a density, or no density at all, or of other pixels.
         """
         first = next(iter(self.evaluations.values()))
-        if term != "kl" and not _alike(first, self.evaluations[name]):
+        other = self.evaluations[name]
+        if not (_alike(first, other) or (term == "kl" and first.seen == other.seen)):
             return math.nan, math.nan
-        return mean_and_error(self.evaluations[name].values[term] - first.values[term])
+        return mean_and_error(other.values[term] - first.values[term])
 
     def __str__(self) -> str:
         wide = max(4, *map(len, self.evaluations))
@@ -64,9 +66,19 @@ class Comparison(Report):
             if 0 < len(without) < len(self.evaluations):
                 lines.append(f"no {title}: {', '.join(without)} {'has' if len(without) == 1 else 'have'} none")
         kinds = {name: _kind(evaluation) for name, evaluation in self.evaluations.items()}
-        if not all(_alike(one, other) for one in self.evaluations.values() for other in self.evaluations.values()):
+        if not all(_of_a_kind(one, other) for one in self.evaluations.values() for other in self.evaluations.values()):
             said = ", ".join(f"{name}: {kind or 'not known'}" for name, kind in kinds.items())
             lines.append(f"no difference between a probability of x and a density of x means anything ({said})")
+        if len({e.seen for e in self.evaluations.values()}) > 1:
+            said = ", ".join(f"{name}: {1.0 if e.seen is None else e.seen:.1%}" for name, e in self.evaluations.items())
+            lines.append(f"no difference between other shares of the pixels means anything ({said})")
+        if given := [name for name, e in self.evaluations.items() if e.conditional]:
+            without = [name for name, e in self.evaluations.items() if e.conditional is False]
+            if without:
+                lines.append(
+                    f"given y: {', '.join(given)}; not: {', '.join(without)}, whose log p is of x alone, which tells y "
+                    "as well: up to the entropy of y lies between them for that"
+                )
         for name, evaluation in self.evaluations.items():
             if not evaluation.density:
                 lines.append(f"{name}: {GREY}")
@@ -102,6 +114,11 @@ def _kind(evaluation: Evaluation) -> str | None:
 
 
 def _alike(one: Evaluation, other: Evaluation) -> bool:
+    """Whether a difference between them means anything."""
+    return one.seen == other.seen and _of_a_kind(one, other)
+
+
+def _of_a_kind(one: Evaluation, other: Evaluation) -> bool:
     if not (one.density and other.density):
         return one.density == other.density
     return None in (one.discrete, other.discrete) or one.discrete == other.discrete

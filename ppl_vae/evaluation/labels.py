@@ -91,7 +91,8 @@ class LabelUse(Report):
         leak, error = self.terms["leakage"]
         prior, prior_error = self.terms["prior_information"]
         entropy, beyond = self["entropy"], leak - prior
-        limit = self._limit(min(self.rows - len(self.labels), PRIOR_DRAWS - 1)) * math.hypot(error, prior_error)
+        seen = int((self.by_label["rows"] > 0).sum())
+        limit = self._limit(min(self.rows - seen, PRIOR_DRAWS - 1)) * math.hypot(error, prior_error)
         if beyond <= limit or beyond <= 0.01 * entropy:
             told = "more of y than the prior does" if prior > 0.01 * entropy else "anything of y"
             said = f"z is not seen to tell {told}"
@@ -246,7 +247,7 @@ def label_use(
     log_posterior = (log_prob + p[labels].log()[:, None]).log_softmax(0)
     predicted = labels[log_posterior.argmax(0)]
     truth = log_prob[right.T.nonzero()[:, 1], torch.arange(len(y))]
-    drop = truth - (log_prob.sum(0) - truth) / (len(labels) - 1)
+    drop = truth - log_prob.masked_fill(right, 0.0).sum(0) / (len(labels) - 1)
     hit = (predicted == y).double()
     frequency = counts[counts > 0].double() / len(y)
     entropy = -(frequency * frequency.log()).sum().item()

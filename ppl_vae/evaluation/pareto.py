@@ -47,7 +47,8 @@ def pareto_k(largest: Tensor) -> Tensor:
         largest: log-weights (M + 1, *), the M of the tail and the next one, which is the threshold u, in any order.
 
     Returns:
-        k̂ (*), float64; NaN where M < 5, and −∞ where the tail is flat to a hundredth, which can be rounding.
+        k̂ (*), float64; NaN where M < 5, −∞ where the tail is flat to a hundredth, which can be rounding, and ∞ where a
+        quarter of it is nothing beside its largest weight, in double precision.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -67,7 +68,9 @@ def pareto_k(largest: Tensor) -> Tensor:
     # The posterior mean of θ = -k/σ on a grid, under a prior that the quartile places.
     m = 30 + int(math.sqrt(n))
     at = torch.arange(1, m + 1).to(x).reshape(-1, *[1] * flat.dim())
-    quartile = x[int(n / 4 + 0.5) - 1].clamp(min=torch.finfo(x.dtype).tiny)
+    quartile = x[int(n / 4 + 0.5) - 1]
+    nothing = quartile < torch.finfo(x.dtype).tiny
+    quartile = torch.where(nothing, 1.0, quartile)
     theta = 1 / x[-1] + (1 - (m / (at - 0.5)).sqrt()) / (3 * quartile)
     # One row of the grid at a time: all of them at once is the one large tensor there would be.
     k = torch.stack([torch.log1p(-t * x).mean(0) for t in theta])
@@ -76,4 +79,4 @@ def pareto_k(largest: Tensor) -> Tensor:
     k = torch.log1p(-best * x).mean(0)
     # A weak prior, worth ten observations at ½, steadies k for short tails.
     k = (n * k + 10 * 0.5) / (n + 10)
-    return torch.where(flat, -math.inf, k)
+    return torch.where(flat, -math.inf, torch.where(nothing, math.inf, k))

@@ -50,6 +50,7 @@ class Evaluation(Report):
         discrete: whether p(x | z, y) is a probability of values that x can take, and no density; None where that is not
             known.
         seen: the share of the pixels that are seen, of which alone all of this is; None without a mask.
+        conditional: whether it is given y; None where that is not known.
     """
 
     values: Mapping[str, Tensor]
@@ -59,6 +60,7 @@ class Evaluation(Report):
     pareto_k: Tensor | None = None
     discrete: bool | None = None
     seen: float | None = None
+    conditional: bool | None = None
 
     @property
     def rows(self) -> int:
@@ -98,6 +100,7 @@ class Evaluation(Report):
                 "density": self.density,
                 "discrete": self.discrete,
                 "seen": self.seen,
+                "conditional": self.conditional,
                 "unit": "nats per datum",
                 **named(self.terms),
                 **({} if self.likelihood is None else {"likelihood": self.likelihood.to_dict()}),
@@ -157,7 +160,10 @@ def evaluate(
         label = vae._labels_of(y, slice(1))
         q = vae.encode(given(vae.encoder, first, seen), label)
         point = vae.prior is None or is_point(q)
-        discrete = bool(vae.decode(q.sample(), label).support.is_discrete)
+        try:
+            discrete = bool(vae.decode(q.sample(), label).support.is_discrete)
+        except NotImplementedError:
+            discrete = None  # Not every distribution says where it lies.
         # No more decoded numbers at a time than log p takes.
         batch_size = max(1, min(batch_size, 2**22 // (draws * vae.numbers(x[:1]))))
         for i in range(0, len(x), batch_size):
@@ -165,9 +171,10 @@ def evaluate(
             seen = None if mask is None else mask[some]
             chunks.append(elbo_terms(vae, x[some], vae._labels_of(y, some), samples=draws, mask=seen))
     reconstruction, kl = (torch.cat(column).double().cpu() for column in zip(*chunks, strict=True))
-    density = getattr(vae.likelihood, "density", True)
+    density, conditional = getattr(vae.likelihood, "density", True), vae.condition is not None
     if point:
-        return Evaluation({"reconstruction": reconstruction}, samples, density, discrete=discrete, seen=share(mask))
+        values = {"reconstruction": reconstruction}
+        return Evaluation(values, samples, density, None, None, discrete, share(mask), conditional)
     found = log_likelihood(vae, x, y, mask, samples=samples, seed=seed, progress=progress)
     values = {
         "neg_elbo": reconstruction + kl,
@@ -177,4 +184,4 @@ def evaluate(
     }
     if found.bits is not None:
         values["bits_per_dim"] = -found.bits * found.values
-    return Evaluation(values, samples, density, found, found.pareto_k, discrete, found.seen)
+    return Evaluation(values, samples, density, found, found.pareto_k, discrete, found.seen, conditional)

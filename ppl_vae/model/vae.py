@@ -18,7 +18,7 @@ from torch import Tensor
 from ..distributions import as_pyro, is_point, onto_spheres, transport
 from ..errors import ConfigError, NoDensityError, check_positive
 from ..networks import widest
-from ..parts import Unconditional
+from ..parts import Chain
 from .checks import check_latent, check_not_nan, check_pair, check_precision, check_rows, check_spheres
 from .masking import filled, given, observed
 from .programs import NO_PRIOR, Programs
@@ -361,12 +361,16 @@ def density_numbers(part: Any) -> int:
     It is 0 where there are neither.
     """
     part = _inner(part)
+    if isinstance(part, Chain):
+        # Its second network sees z: one pass of it a z, and not one a row.
+        return max(density_numbers(part.first), density_numbers(part.second), widest(part.second))
     sizes = [getattr(part, name, None) for name in ("components", "features")]
     mixture = math.prod(sizes) if all(isinstance(size, numbers.Integral) for size in sizes) else 0  # type: ignore
     return max(int(mixture), widest(part, False))
 
 
 def _inner(part: Any) -> Any:
-    while isinstance(part, Unconditional):
-        part = part.part
+    """What the wrappers are around."""
+    while (inner := getattr(part, "part", None)) is not None:
+        part = inner
     return part

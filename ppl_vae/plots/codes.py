@@ -38,7 +38,7 @@ def latents(z: Tensor, y: Labels | None = None, *, title: str = "") -> Figure:
     """
     codes = _codes(z, "z")
     histogram = codes.shape[1] == 1
-    names, group = _groups(y, len(codes), "z", len(COLOURS) * (1 if histogram else len(MARKERS)))
+    names, group = _groups(y, len(codes), "z", most_labels(codes.shape[1]))
     figure = empty(4.8, 3.2 if histogram else 4.2, title)
     ax = figure.add_subplot()
     if histogram:
@@ -52,6 +52,16 @@ def latents(z: Tensor, y: Labels | None = None, *, title: str = "") -> Figure:
     if y is not None:
         _legend(figure, _marks(ax), title="label y")
     return figure
+
+
+def most_labels(features: int) -> int:
+    """Return how many labels a picture of codes (N, features) tells apart, by colours and marks.
+
+    Example:
+        >>> most_labels(1), most_labels(2)
+        (10, 60)
+    """
+    return len(COLOURS) * (1 if features == 1 else len(MARKERS))
 
 
 def prior_vs_posterior(

@@ -27,7 +27,7 @@ def likelihood(
     Arguments:
         points: Numbers of samples.
         curve: (points, N), log p̂ of every row after so many.
-        pareto_k: (N,), or None for no second panel; what is not finite is left out.
+        pareto_k: (N,), or None for no second panel; −∞ is a tail that is flat, and NaN one that nothing is known of.
         limit: The k̂ from which a row is not to be trusted.
         unit: What the axis calls the unit.
 
@@ -56,10 +56,9 @@ def likelihood(
     dress(panels[0], "samples of z", f"−log p̂(x|y), {unit}")
     if pareto_k is not None:
         k = as_numbers(pareto_k)
-        k = k[k.isfinite()]
-        panels[1].hist(k.clamp(-1, 2).numpy(), bins=40, range=(-1, 2), color=COLOURS[3])
+        panels[1].hist(k[~k.isnan()].clamp(-1, 2).numpy(), bins=40, range=(-1, 2), color=COLOURS[3])
         panels[1].axvline(limit, color=INK, lw=1)
-        bad = int((k >= limit).sum())
+        bad = int((~(k < limit)).sum())
         text = f"{bad} of {len(k)} rows\nat {limit:.2f} or above"
         panels[1].set_ylim(top=1.3 * panels[1].get_ylim()[1])
         panels[1].text(0.02, 0.98, text, transform=panels[1].transAxes, ha="left", va="top", fontsize=TEXT, color=INK)

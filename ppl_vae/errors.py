@@ -125,7 +125,7 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
 
 
 def check_range(name: str, ends: Any) -> tuple[float, float]:
-    """Return what a number is kept between; an end may be infinite, and then be called "inf" or "-inf".
+    """Return what a number is kept between; an end may be infinite, or the name of that.
 
     Raises:
         ConfigError: unless these are two numbers, the smaller one first.

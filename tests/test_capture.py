@@ -919,3 +919,73 @@ def test_terms_that_all_but_cancel_are_rounded_as_terms() -> None:
     trace.compute_log_prob()
     rows = trace.nodes["x"]["log_prob"].abs().sum().item()
     assert sizes.size == pytest.approx(rows, rel=0.05)
+
+
+class Rooted(nn.Module):
+    """Finite, with a gradient that is not: a root at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 4)
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Any:
+        m = self.layer(z)
+        return dist.Normal(m + (m * 0).abs().sqrt(), 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("capture", ["off", "graph", "cudagraph"])
+def test_a_gradient_that_is_no_number_is_told_as_one(capture: Any) -> None:
+    """And not as a recording that went wrong: the first replay is compared, and both of them have it."""
+    vae = pv.VAE(pv.priors.Standard(2), Rooted(), pv.encoders.Gaussian(2, (4,)))
+    before = copy.deepcopy(vae.state_dict())
+    with pytest.raises(NonFiniteError, match=r"step 1: .* the gradient of likelihood\.layer\.weight"):
+        pv.fit(vae, torch.rand(40, 4), epochs=1, capture=capture, progress=False)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("backend", ["graph", "inductor"])
+def test_batch_norm_that_is_run_twice_counts_twice(backend: Any) -> None:
+    """Its operation does not say that it writes to the running statistics, so that two of them look like one."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("n", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z[:, None], 1.0).expand([len(x), 3]).to_event(1), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            pyro.module("net", self.net)
+            a, b = self.net(x).unbind(-1)
+            with pyro.plate("n", len(x)):
+                pyro.sample("z", dist.Normal(a, b.exp()))
+
+    found = []
+    for kind in ("off", backend):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        program, x = Normed(), torch.randn(16, 3)
+        sgd = functools.partial(torch.optim.SGD, lr=1e-9)
+        svi = CapturedSVI(program.model, program.guide, sgd, Trace_ELBO(num_particles=2), backend=kind)
+        for _ in range(20):
+            svi.step(x)
+        found.append(program.net[1].running_mean)
+    assert svi.backend == backend
+    torch.testing.assert_close(*found)
+
+
+def test_other_strides_are_another_recording() -> None:
+    torch.manual_seed(0)
+    vae, x = pv.vae((1, 8, 8), 2, hidden=(8,)), torch.rand(16, 1, 8, 8).round()
+    twin = copy.deepcopy(vae)
+    stock = CapturedSVI(vae.model, vae.guide, Adam, Trace_ELBO(), backend="off")
+    graph = CapturedSVI(twin.model, twin.guide, Adam, Trace_ELBO(), backend="graph")
+    losses = []
+    for svi in (stock, graph):
+        torch.manual_seed(1)
+        losses.append([svi.step(x.mT if i % 2 else x) for i in range(12)])
+    assert len([replay for replay in graph._graphs.values() if replay is not None]) == 2
+    assert worst_difference(*losses) <= 1e-6

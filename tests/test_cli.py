@@ -211,6 +211,28 @@ def test_compare_pairs_the_rows_of_runs(trained: Path, tmp_path: Path, capsys: A
     assert "paired by row" in printed
 
 
+def test_compare_says_which_runs_are_given_the_labels(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    other = tmp_path / "b"
+    train(other, "--model", "vae")
+    for run in ("a", str(other)):
+        ok("evaluate", run, "--samples", "30")
+    assert "what z does, by draws of its own" in capsys.readouterr().out
+    ok("compare", "a", str(other))
+    assert f"given y: a; not: {other}, whose log p is of x alone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("latent", "labels"), [(2, 70), (1, 12)])
+def test_more_labels_than_colours_cost_no_picture(latent: int, labels: int, tmp_path: Path) -> None:
+    np.savez(tmp_path / "many.npz", x=np.random.RandomState(0).rand(2000, 1, 4, 4) < 0.5, y=np.arange(2000) % labels)
+    train(tmp_path / "run", "--latent", str(latent), data=str(tmp_path / "many.npz"))
+    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == set(PICTURES)
+
+
+def test_an_open_clamp_is_trained_and_saved(tmp_path: Path) -> None:
+    vae = train(tmp_path / "run", "--encoder", "Gaussian", "--encoder.clamp", "[-.inf, 14]")
+    assert vae.encoder.clamp == (-float("inf"), 14.0)
+
+
 def test_compare_warns_of_a_log_p_that_is_not_to_be_trusted(trained: Path, tmp_path: Path, capsys: Any) -> None:
     """K̂ is written and read, a row each; a file of old has none, reads all the same, and is not warned of."""
     other, written = tmp_path / "b", tmp_path / "both.json"

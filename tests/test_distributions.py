@@ -436,3 +436,57 @@ def test_a_flow_prior_without_and_with_expand_draws_the_same():
 
 def test_the_package_offers_zuko_from_one_place():
     assert pv.distributions.zuko is zuko
+
+
+ROOT = 0.3 * torch.randn(5, 20, 20, generator=torch.Generator().manual_seed(0))
+COVARIANCE = ROOT @ ROOT.mT + 0.1 * torch.eye(20)
+FACTOR = torch.linalg.cholesky(COVARIANCE)
+CORRELATED = {
+    "full": lambda: td.MultivariateNormal(torch.zeros(5, 20), scale_tril=FACTOR),
+    "Pyro's": lambda: dist.MultivariateNormal(torch.ones(5, 20), COVARIANCE),
+    "low rank": lambda: td.LowRankMultivariateNormal(torch.zeros(5, 20), 9 * COVARIANCE[..., :2], torch.ones(5, 20)),
+    "zuko's mixture": lambda: zuko.distributions.Mixture(
+        td.MultivariateNormal(torch.zeros(3, 5, 20), scale_tril=FACTOR), torch.zeros(5)
+    ),
+    "copies": lambda: td.Independent(td.MultivariateNormal(torch.zeros(5, 20), scale_tril=FACTOR), 1),
+}
+
+
+@pytest.mark.parametrize("name", CORRELATED)
+def test_densities_stay_in_single_precision_under_autocast(name):
+    """Theirs were off by nats; a draw had the rounding of bfloat16, which its density knew nothing of."""
+    exact = as_pyro(CORRELATED[name]())
+    z = exact.sample()
+    with torch.autocast("cpu", torch.bfloat16):
+        d = as_pyro(CORRELATED[name]())
+        log_p = d.log_prob(z)
+        torch.manual_seed(0)
+        mixed = d.sample()
+    torch.manual_seed(0)
+    torch.testing.assert_close(mixed, exact.sample(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(log_p, exact.log_prob(z), rtol=1e-5, atol=1e-4)
+    assert isinstance(d, type(CORRELATED[name]()))
+    assert d.expand((2, *d.batch_shape)).batch_shape == (2, *d.batch_shape)
+
+
+@pytest.mark.parametrize("encoder", ["FullGaussian", "LowRankGaussian"])
+def test_posteriors_stay_in_single_precision_under_autocast(encoder):
+    vae = pv.vae((6,), 8, encoder=encoder, hidden=(16,))
+    raw = 3 * torch.randn(4, vae.encoder.network.out_shape[0])
+    exact = vae.encoder.from_raw(raw)
+    z = exact.sample()
+    with torch.autocast("cpu", torch.bfloat16):
+        q = vae.encoder.from_raw(raw)
+        torch.testing.assert_close(q.log_prob(z), exact.log_prob(z), rtol=1e-5, atol=1e-3)
+        assert q.rsample().dtype == torch.float32
+
+
+def test_what_a_network_said_in_half_precision_is_a_density_in_single():
+    loc = torch.randn(3, 2).bfloat16()
+    given = td.Independent(td.Normal(loc, torch.ones_like(loc)), 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        d = as_pyro(given)
+    assert d.log_prob(torch.zeros(3, 2)).dtype == d.sample().dtype == torch.float32
+    assert torch.equal(d.mean, loc.float())
+    # The one given is left as it is; and outside nothing is changed, as a model may be in half precision as a whole.
+    assert given.mean.dtype == as_pyro(given).sample().dtype == torch.bfloat16

@@ -13,17 +13,21 @@ import ppl_vae as pv
 from ppl_vae.distributions import zuko
 from ppl_vae.errors import ConfigError, PartError, ShapeError
 from ppl_vae.evaluation import (
+    Calibration,
     aggregate,
     annealing,
     audit,
     bounds,
     calibration,
+    compare,
     diagnostics,
     evaluate,
+    label_use,
     log_likelihood,
     quality,
     simulate,
 )
+from ppl_vae.evaluation.pareto import good_below, pareto_k, tail_length
 from ppl_vae.model import density_numbers
 
 FEW = {"temperatures": 3, "chains": 2, "leapfrog": 1}
@@ -237,3 +241,84 @@ def test_a_model_in_half_precision_is_not_measured(dtype):
     # What is drawn is no log-density.
     assert pv.evaluation.simulate(vae, 3)[0].dtype == dtype
     assert math.isfinite(pv.evaluate(vae.float(), x, samples=5, progress=False)["neg_log_prob"])
+
+
+def test_a_comparison_says_who_is_given_y_and_which_pixels_are_seen():
+    x, y = torch.randn(60, 4), torch.arange(60) % 3
+    plain, given = pv.vae((4,), 2, likelihood="Gaussian"), pv.cvae((4,), 2, 3, likelihood="Gaussian")
+    found = {
+        "of x": evaluate(plain, x, samples=30),
+        "of x given y": evaluate(given, x, y, samples=30),
+        "of half of x": evaluate(plain, x, mask=torch.rand(60, 4) < 0.5, samples=30),
+    }
+    comparison = compare(found)
+    assert math.isfinite(comparison.difference("of x given y")[0])
+    assert "given y: of x given y; not: of x, of half of x" in str(comparison)
+    assert all(math.isnan(comparison.difference("of half of x", term)[0]) for term in comparison.terms)
+    assert "other shares of the pixels" in str(comparison)
+    alike = str(compare({name: found["of x"] for name in ("one", "two")}))
+    assert "given y" not in alike
+    assert "shares" not in alike
+
+
+def test_labels_without_rows_are_no_degrees_of_freedom():
+    """Six rows of two labels out of ten: no limit of a t distribution has −4 of them, and nothing leaks here."""
+    vae = pv.cvae((4,), 2, 10, likelihood="Gaussian", prior="Standard")
+    for seed in range(10):
+        torch.manual_seed(seed)
+        x, y = 10 * torch.randn(6, 4), torch.arange(6) % 2
+        assert "leaks" not in label_use(vae, x, y, samples=5, p_y=torch.full((10,), 0.1)).finding
+
+
+@pytest.mark.parametrize("samples", [200_000, 10**6])
+def test_one_weight_that_is_everything_is_never_good(samples):
+    """Beyond 1e-323 of it the others are zeros, of which k̂ of a long tail once came to 0.24."""
+    n = tail_length(samples) + 1
+    for log_w in (-1000 * torch.arange(1, n + 1).double().log(), torch.full((n,), -2000.0).double()):
+        log_w[0] = 0.0
+        assert pareto_k(log_w[:, None]).item() == math.inf
+    assert not math.inf < good_below(samples)
+
+
+def test_pixels_that_do_not_say_where_they_lie():
+    class Mine(dist.TorchDistribution):
+        arg_constraints = {}  # noqa: RUF012
+
+        def __init__(self, loc):
+            self.loc = loc
+            super().__init__(loc.shape, validate_args=False)
+
+        def sample(self, sample_shape=()):
+            return self.loc + torch.randn(*sample_shape, *self.loc.shape)
+
+        def log_prob(self, value):
+            return dist.Normal(self.loc, 1.0).log_prob(value)
+
+    layer, x = nn.Linear(2, 4), torch.randn(8, 4)
+    encoder = pv.encoders.Gaussian(2, (4,))
+    vae = pv.VAE(pv.priors.Standard(2), lambda z, c: Mine(layer(z)).to_event(1), encoder)
+    twin = pv.VAE(pv.priors.Standard(2), lambda z, c: dist.Normal(layer(z), 1.0).to_event(1), encoder)
+    found, expected = (evaluate(model, x, samples=5) for model in (vae, twin))
+    assert found.discrete is None
+    assert expected.discrete is False
+    torch.testing.assert_close(found.values["reconstruction"], expected.values["reconstruction"])
+
+
+def test_the_second_network_of_a_chain_is_run_for_every_z():
+    """And for every pair of a z and a row, where an aggregate posterior is asked for."""
+    chain = {"name": "Chain", "first": "Gaussian", "second": "Gaussian"}
+    sizes = {"Gaussian": 0, "masked mixture": 6, "chain": 300, "chain in a wrapper": 300}
+    masked = {"name": "Masked", "part": {"name": "Mixture", "components": 3}}
+    parts = {"masked mixture": masked, "chain": chain, "chain in a wrapper": {"name": "Masked", "part": chain}}
+    for name, size in sizes.items():
+        vae = pv.vae((64,), 2, likelihood="Gaussian", encoder=parts.get(name, name), hidden=(300,))
+        assert density_numbers(vae.encoder) == size, name
+
+
+@pytest.mark.parametrize(("probabilities", "verdict"), [((0.23, 0.24, 0.26, 0.27), "too low"), ((0.4, 0.6), "too low"),
+                                                        ((0.3, 0.2, 0.2, 0.3), "too narrow")])  # fmt: skip
+def test_verdicts_of_few_draws(probabilities, verdict):
+    """Ranks of few draws vary less than uniform numbers do: that is not a guide that is too wide."""
+    torch.manual_seed(0)
+    ranks = torch.multinomial(torch.tensor(probabilities), 20_000, True)[:, None]
+    assert Calibration(ranks, len(probabilities) - 1, len(probabilities), 1e-6).verdicts == [verdict]

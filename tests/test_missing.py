@@ -252,6 +252,29 @@ def test_an_encoder_can_be_told_what_is_seen():
     )
 
 
+@pytest.mark.parametrize("pixels", [(0.0, 1.0), (0.0, 255.0), (-1024.0, 3071.0)])
+@pytest.mark.parametrize("part", ["Gaussian", {"name": "Chain", "first": "Gaussian", "second": "Gaussian"}])
+def test_a_network_is_told_by_zeros_and_ones_whatever_the_range_of_a_pixel(part, pixels):
+    vae = pv.vae((1, 4, 4), 2, likelihood="Gaussian", range=pixels, encoder={"name": "Masked", "part": part})
+    seen = []
+    for module in vae.encoder.modules():
+        if isinstance(module, pv.networks.Network):
+            module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 1]))
+    x, mask = torch.full((3, 1, 4, 4), pixels[1]), torch.rand(3, 1, 4, 4) > 0.5
+    vae.encoder(given(vae.encoder, x, mask)).rsample()
+    vae.encoder(x).rsample()
+    assert len(seen) in (2, 4 if part == "Gaussian" else 5)
+    for told in seen:
+        assert torch.allclose(told, mask[:, 0].float(), atol=1e-6) or torch.allclose(told, torch.ones(()), atol=1e-6)
+    assert any((told < 0.5).any() for told in seen)
+
+
+def test_encoders_of_two_standardisations_are_told_nothing_in_common():
+    first, second = (pv.encoders.Gaussian(1, (2, 4), context, scale=s) for context, s in ((0, 1.0), (1, 2.0)))
+    with pytest.raises(PartError, match=r"one \(shift, scale\) of x, got \[\(0.0, 1.0\), \(0.0, 2.0\)\]"):
+        pv.encoders.Masked(pv.Chain(first, second))
+
+
 def test_what_is_not_seen_is_not_looked_at_by_an_encoder_that_is_told():
     vae, x = masked()
     y, mask = torch.tensor([1, 2]), torch.tensor([True, True, False, True]).reshape(1, 1, 2, 2).expand_as(x)

@@ -17,8 +17,8 @@ def test_lines_and_bars():
     assert list(points) == [1, 10, 100]
     np.testing.assert_allclose(means, [9.0, 22 / 3, 6.5])
     assert left.get_xscale() == "log"
-    assert sum(bar.get_height() for bar in right.patches) == 2
-    assert "1 of 2 rows" in right.texts[0].get_text()
+    assert sum(bar.get_height() for bar in right.patches) == 3
+    assert "1 of 3 rows" in right.texts[0].get_text()
     assert right.lines[0].get_xdata()[0] == 0.5
     assert figure.get_suptitle() == "all"
 
@@ -32,3 +32,12 @@ def test_one_panel_and_one_row():
 def test_refuses_another_number_of_points(curve):
     with pytest.raises(ShapeError, match="3, N"):
         plots.likelihood([1, 10, 100], curve)
+
+
+def test_rows_are_counted_as_in_the_table():
+    """Flat tails (−∞) are good, and those that nothing is known of (NaN) are not."""
+    k = torch.cat(
+        [torch.full((190,), -torch.inf), torch.full((4,), 0.9), torch.full((6,), 0.1), torch.full((3,), torch.nan)]
+    )
+    figure = plots.likelihood([1, 10], torch.randn(2, 203), k)
+    assert figure.axes[1].texts[0].get_text().startswith("7 of 203 rows")

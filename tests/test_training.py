@@ -1416,3 +1416,114 @@ def test_what_pyro_guesses_of_plates_is_no_setting(tmp_path: Path) -> None:
     pv.fit(vae, x, epochs=1, objective=objective, checkpoint=tmp_path, progress=False)
     assert objective.max_plate_nesting < math.inf
     assert len(pv.fit(vae, x, epochs=2, objective=objective, resume=tmp_path, progress=False)) == 2
+
+
+def test_a_capacity_that_rises_is_trained_and_resumed(tmp_path: Path) -> None:
+    x, seen = binary(), []
+
+    class Looked(pv.objectives.Capacity):
+        def begin_epoch(self, epoch: int) -> None:
+            super().begin_epoch(epoch)
+            seen.append((epoch, self.constrain(torch.tensor([0.0])).item()))
+
+    objective = Looked(8.0, gamma=1.0, epochs=4)
+    run(a_vae(), x, objective=objective)
+    # Once more before there is an epoch, for the steps that are met.
+    assert seen == [(1, 2.0), (1, 2.0), (2, 4.0)]
+    one, other = (pv.objectives.Capacity(8.0, epochs=4) for _ in range(2))
+    torch.manual_seed(0)
+    vae = a_vae()
+    twin = copy.deepcopy(vae)
+    whole = run(twin, x, epochs=4, objective=one)
+    run(vae, x, objective=other, checkpoint=tmp_path)
+    # The same object, and one that has begun no epoch.
+    resumed = run(copy.deepcopy(vae), x, epochs=4, objective=other, resume=tmp_path)
+    again = run(vae, x, epochs=4, objective=pv.objectives.Capacity(8.0, epochs=4), resume=tmp_path)
+    for history in (resumed, again):
+        assert history.column("neg_elbo") == whole.column("neg_elbo")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_run_of_other_parameters_is_not_resumed(fused: bool, tmp_path: Path) -> None:
+    """Moments would go to parameters that are not theirs."""
+    x, vae = binary(), a_vae()
+    optim = functools.partial(torch.optim.Adam, fused=fused)
+    run(vae, x, checkpoint=tmp_path, optim=optim)
+    vae.likelihood.requires_grad_(False)
+    before = weights(vae)
+    with pytest.raises(CheckpointError, match=r"the same parameters .* then alone: likelihood\.network\.body"):
+        run(vae, x, epochs=3, resume=tmp_path, optim=optim)
+    assert same(weights(vae), before)
+    vae.likelihood.requires_grad_(True)
+    run(vae, x, epochs=3, resume=tmp_path, optim=optim)
+
+
+def test_what_joined_in_another_order_resumes_bit_identically(tmp_path: Path) -> None:
+    x = binary()
+
+    def thaw(vae: pv.VAE, history: pv.History) -> None:
+        if len(history) == 1:
+            vae.encoder.requires_grad_(True)
+
+    torch.manual_seed(0)
+    vae = a_vae()
+    vae.encoder.requires_grad_(False)
+    whole = run(twin := copy.deepcopy(vae), x, epochs=4, callbacks=thaw)
+    run(vae, x, epochs=2, callbacks=thaw, checkpoint=tmp_path)
+    # A new process, where all are trained from the start: the encoder's come first there, and came last here.
+    resumed = run(other := a_vae(), x, epochs=4, callbacks=thaw, resume=tmp_path)
+    assert resumed.column("neg_elbo") == whole.column("neg_elbo")
+    assert same(weights(other), weights(twin))
+
+
+def test_what_joins_later_is_trained_at_the_rate_of_then() -> None:
+    x, vae, seen = binary(), a_vae(), []
+    vae.encoder.requires_grad_(False)
+    weight = next(vae.encoder.parameters())
+
+    def thaw(vae: pv.VAE, history: pv.History) -> None:
+        seen.append(weight.detach().clone())
+        if len(history) == 2:
+            vae.encoder.requires_grad_(True)
+
+    run(vae, x, epochs=3, lr=lambda epoch: 0.1 if epoch == 1 else 1e-6, callbacks=thaw)
+    assert torch.equal(seen[0], seen[1])
+    assert 0 < (seen[2] - seen[1]).abs().max() < 1e-5
+
+
+def test_a_run_that_is_replaced_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in its first epoch, the new one is what resume=True goes on with."""
+    x = binary()
+    options: dict[str, Any] = {"epochs": 3, "checkpoint": tmp_path}
+    run(a_vae(), x, lr=1e-3, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr("ppl_vae.training.train_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(a_vae(), x, lr=1e-2, overwrite=True, **options)
+    assert run(a_vae(), x, lr=1e-2, resume=True, **options).column("lr") == [0.01] * 3
+
+
+def interrupted(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_a_callback_ended_stays_ended(tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+    options: dict[str, Any] = {"checkpoint": tmp_path, "resume": True, "callbacks": lambda v, h: len(h) >= 2}
+    # With more epochs to take than before it goes on, and is asked again.
+    for epochs, expected in ((9, 2), (9, 2), (10, 3), (10, 3)):
+        assert len(run(vae, x, epochs=epochs, **options)) == expected
+
+
+def test_a_function_that_makes_the_optimiser_is_the_same_in_another_process(tmp_path: Path) -> None:
+    def build() -> Callable[..., torch.optim.Optimizer]:
+        def make(params: Any, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
+
+        return functools.partial(make, weight_decay=0.01)
+
+    x, vae, first = binary(), a_vae(), build()
+    run(vae, x, optim=first, checkpoint=tmp_path)
+    assert len(run(vae, x, epochs=3, optim=build(), resume=tmp_path)) == 3
+    with pytest.raises(CheckpointError, match=r"expected to resume the same run, got another optim: .*AdamW"):
+        run(vae, x, epochs=4, optim=functools.partial(torch.optim.AdamW, weight_decay=0.1), resume=tmp_path)

@@ -443,3 +443,75 @@ def test_what_a_notebook_shows():
         assert repr(found) == str(found)
     for figure in (pv.plots.samples(X), pv.plots.history(history)):
         assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_sizes_and_labels_of_numpys():
+    y = np.array([[0, 1], [2, 0]])
+    vae = pv.vae((4,), 2, prior="Gaussian", condition=pv.conditions.OneHots(y.max(0) + 1), hidden=np.int64(8))
+    assert vae.condition.classes == (3, 2)
+    assert vae.prior.context == 5
+    assert pv.priors.Sphere(np.int64(3))(None).event_shape == (3,)
+    assert type(pv.presets.to_dict(vae)["condition"]["classes"][0]) is int
+
+
+def test_a_column_of_labels_is_not_one_hot():
+    """Whose ``argmax`` would make every label a zero."""
+    with pytest.raises(ShapeError, match=r"pass y.squeeze\(1\)"):
+        pv.data.from_tensors(torch.rand(20, 4), torch.arange(20)[:, None] % 3)
+    with pytest.raises(ShapeError, match=r"y.argmax\(1\)"):
+        pv.data.from_tensors(torch.rand(20, 4), torch.eye(3)[torch.arange(20) % 3])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_image_has_one_label(channels):
+    vae, x = pv.cvae((channels, 4, 4), 2, 10, hidden=(8,)), torch.ones(channels, 4, 4)
+    assert vae.log_prob(x, 3, samples=5).shape == ()
+    with pytest.raises(LabelError, match=r"one y for one x .* pass y\[0\], or x\[None\]"):
+        vae.log_prob(x, torch.tensor([3]), samples=5)
+
+
+@pytest.mark.parametrize("y", [3, torch.arange(5)])
+@pytest.mark.parametrize("to", [7, torch.arange(5), torch.arange(10)[:, None]])
+def test_style_is_carried_from_and_to_one_label_or_many(y, to):
+    torch.manual_seed(0)
+    vae, x = pv.cvae((4,), 2, 10, hidden=(8,)), torch.ones(5, 4)
+    carried = vae.translate(x, y, to=to, carry=True)
+    assert carried.shape == vae.translate(x, y, to=to).shape
+    every = vae.translate(
+        x, torch.as_tensor(y).expand(5), to=torch.as_tensor(to).expand(*carried.shape[:-1]), carry=True
+    )
+    torch.testing.assert_close(carried, every)
+
+
+def test_an_open_clamp_is_saved_and_loaded(tmp_path):
+    likelihood = {"name": "Gaussian", "sigma": "output", "clamp": (-float("inf"), 14.0)}
+    vae = pv.vae((4,), 2, likelihood=likelihood, hidden=(8,))
+    for _ in range(2):
+        vae = pv.load(pv.save(vae, tmp_path))
+        assert vae.likelihood.clamp == (-float("inf"), 14.0)
+
+
+def test_beta_is_saved_in_the_precision_of_the_model(tmp_path):
+    vae = pv.vae((4,), 2, hidden=(8,)).double()
+    for beta in (1 / 3, 1e-60):
+        vae.beta = beta
+        assert pv.load(pv.save(vae, tmp_path)).beta == beta
+    assert pv.presets.to_dict(pv.vae((4,), 2, beta=0.1))["beta"] == 0.1
+
+
+@pytest.mark.parametrize("network", [pv.networks.Conv, pv.networks.ResNet])
+def test_an_image_without_channels_is_one_of_one_channel(network):
+    """Also where a pixel has several numbers, which are channels then, and not height."""
+    options = {"sigma": "output", "network": network, "hidden": (8,)}
+    flat, image = (pv.likelihoods.Gaussian(shape, 2, **options) for shape in ((8, 8), (1, 8, 8)))
+    flat.load_state_dict(image.state_dict())
+    x, z = 0.5 + 0.01 * torch.randn(500, 8, 8), torch.randn(3, 7, 2)
+    flat.start_from(x)
+    image.start_from(x.unsqueeze(1))
+    p, q = flat(z), image(z)
+    assert p.event_shape == (8, 8)
+    torch.testing.assert_close(p.mean, q.mean.squeeze(-3))
+    torch.testing.assert_close(p.variance, q.variance.squeeze(-3))
+    levels = pv.likelihoods.Categorical((8, 8), 2, levels=5, network=network, hidden=(8,))
+    levels.start_from(torch.arange(320).reshape(5, 8, 8).float() % 5)
+    assert levels(z).event_shape == (8, 8)

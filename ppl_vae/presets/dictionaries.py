@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -239,8 +240,8 @@ def _describe(kind: str, part: Any, encoder: Any) -> dict[str, Any]:
 def _plain(what: str, value: Any) -> Any:
     """A value as JSON has it."""
     if isinstance(value, float) and not math.isfinite(value):
-        # JSON has no infinity; the open end of a range is read from its name.
-        return str(value)
+        # JSON has no infinity, and Python's name of it; the open end of a range is read from that.
+        return json.dumps(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):

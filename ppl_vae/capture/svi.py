@@ -131,7 +131,8 @@ class CapturedSVI(SVI):
         if replay is None:
             self._look_at_flag()
             loss, gradients = self._stock(args, kwargs, before)
-            if key is not None:
+            if key is not None and (key := self._replay(args, kwargs)[2]) is not None:
+                # Anew: the first step of all makes parameters, and tells the objective how plates are nested.
                 self._met[key] = self._leaves
         elif replay.runs < _FIRST_CHECKS or self._due():
             self._check_next = False
@@ -365,8 +366,7 @@ class CapturedSVI(SVI):
         """The loss, and what gradients are still to be multiplied by."""
         if self.precision != "32" and hasattr(self.elbo, "differentiable_loss"):
             # Pyro's own would go backwards inside of autocast, which casts there what it did not cast forwards.
-            loss = self._loss_of(*args, **kwargs)
-            torch_backward(loss)
+            torch_backward(loss := self._loss_of(*args, **kwargs))
             return loss, 1.0
         with self._mixed():
             return self.weight * self.loss_and_grads(self.model, self.guide, *args, **kwargs), self.weight

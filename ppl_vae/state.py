@@ -191,8 +191,8 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         )
     if moves := [*settings.get("moves", []), *([[len(rows), begun_on]] if moved else [])]:
         history.info["moves"] = moves
-    if "stopped" in settings:
-        history.info["stopped"] = settings["stopped"]
+    if settings.get("stopped"):
+        history.info["stopped"] = True
     steps.steps = done
     history.extend(rows)
     return best

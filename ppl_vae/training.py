@@ -110,7 +110,7 @@ def fit(
             From a GPU to a CPU and back a run goes on with a warning: not bit for bit.
         overwrite: let the state of another training in ``checkpoint`` be replaced, which otherwise is an error.
         callbacks: one or several, called as ``callback(vae, history)`` after every epoch; one that returns True ends
-            training.
+            training, and is asked again where that is resumed.
         progress: show a bar.
 
     Raises:
@@ -225,6 +225,11 @@ def fit(
     # The epoch of the best weights, and these.
     best: tuple[int, dict[str, Tensor]] | None = None
 
+    def asked() -> bool:
+        """Whether a callback ends training; each is called."""
+        with torch.random.fork_rng(cuda_devices(device)):
+            return any([callback(vae, history) is True for callback in callbacks])
+
     # Gradients are recorded, and the precision is an argument, whatever the caller is inside of.
     with (
         torch.enable_grad(),
@@ -246,8 +251,8 @@ def fit(
                         "best model: resume without patience, or train anew with it"
                     )
             begun = len(history)
-            # Where a callback ended it, the same call again has nothing to do.
-            last = begun if history.info.pop("stopped", None) == epochs else epochs
+            # Where a callback ended it, that is asked again: a limit of time begins anew, a criterion does not.
+            last = begun if history.info.pop("stopped", False) and asked() else epochs
             if checkpoint is not None and resume is None and (checkpoint_every > 1 or has_state(checkpoint)):
                 # What is there would else be gone on with, if this training were stopped before its first writing.
                 store(checkpoint, vae, steps, history, best)
@@ -276,10 +281,8 @@ def fit(
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
                     bar.set_postfix_str(f"{bound_name([row])} {shown:.2f} nats, {row['rate']:,.0f} rows/s")
                     bar.update()
-                    with torch.random.fork_rng(cuda_devices(device)):
-                        stop = any([callback(vae, history) is True for callback in callbacks])
-                    if stop:
-                        history.info["stopped"], written = epochs, False
+                    if asked():
+                        history.info["stopped"], written = True, False
                         break
             if checkpoint is not None and len(history) > begun and not written:
                 store(checkpoint, vae, steps, history, best)

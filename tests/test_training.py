@@ -1507,12 +1507,23 @@ def interrupted(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_run_that_a_callback_ended_stays_ended(tmp_path: Path) -> None:
-    x, vae = binary(), a_vae()
-    options: dict[str, Any] = {"checkpoint": tmp_path, "resume": True, "callbacks": lambda v, h: len(h) >= 2}
-    # With more epochs to take than before it goes on, and is asked again.
-    for epochs, expected in ((9, 2), (9, 2), (10, 3), (10, 3)):
-        assert len(run(vae, x, epochs=epochs, **options)) == expected
+def test_a_run_that_a_callback_ended_is_asked_whether_it_stays_ended(tmp_path: Path) -> None:
+    x, vae, asked = binary(), a_vae(), []
+
+    def enough(vae: pv.VAE, history: pv.History) -> bool:
+        asked.append(len(history))
+        return len(history) >= 2
+
+    options: dict[str, Any] = {"epochs": 5, "checkpoint": tmp_path, "resume": True}
+    for _ in range(3):
+        assert len(run(vae, x, callbacks=enough, **options)) == 2
+    assert asked == [1, 2, 2, 2]
+    # Without it, or where it does not hold any longer, training goes on; and is asked of new epochs alone.
+    assert len(run(vae, x, callbacks=lambda vae, history: len(history) >= 3, **options)) == 3
+    assert len(run(vae, x, **options)) == 5
+    asked.clear()
+    assert len(run(vae, x, callbacks=enough, **options | {"epochs": 6})) == 6
+    assert asked == [6]
 
 
 def test_a_function_that_makes_the_optimiser_is_the_same_in_another_process(tmp_path: Path) -> None:

@@ -48,10 +48,11 @@ class Split(torch.utils.data.Dataset[tuple[Tensor, ...]]):
         if len(shape) < 2:
             raise ShapeError(f"expected x of shape (N, *x_shape), got {shape}: pass x[:, None] for one pixel a row")
         if self.y is not None and tuple(self.y.shape) != shape[:1]:
-            one_hot = "turn one-hot rows into labels with y.argmax(1); real y, without a Split: fit(vae, (x, y))"
-            way_out = "pass y.squeeze(1)" if tuple(self.y.shape) == (*shape[:1], 1) else one_hot
+            column = tuple(self.y.shape) == (*shape[:1], 1)
+            way_out = "pass y.squeeze(1)" if column else "turn one-hot rows into labels with y.argmax(1)"
             raise ShapeError(
-                f"expected y of shape {shape[:1]}, a label for each row of x, got {tuple(self.y.shape)}: {way_out}"
+                f"expected y of shape {shape[:1]}, a label for each row of x, got {tuple(self.y.shape)}: {way_out}; "
+                "real y, without a Split: fit(vae, (x, y))"
             )
 
     def __len__(self) -> int:

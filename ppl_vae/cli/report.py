@@ -31,6 +31,7 @@ from ..evaluation.audit import library
 from ..evaluation.pareto import good_below
 from ..history import History
 from ..model import VAE, density_numbers
+from ..plots.codes import most_labels
 from .files import described, write_evaluation
 
 __all__ = [
@@ -240,7 +241,7 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History | None) -> lis
         z = vae.embed(x, y).cpu()
         given, under = ("x", "") if vae.condition is None else ("x,y", "|y")
         # More labels than there are colours and marks are not told apart.
-        few = test.y is not None and len(test.y.unique()) <= plots.most_labels(z.shape[-1])
+        few = test.y is not None and len(test.y.unique()) <= most_labels(z.shape[-1])
         figures["latents"] = plots.latents(z, test.y if few else None, title=f"means of q(z|{given}), test images")
         classes = None if vae.condition is None else torch.arange(source.classes or 0)
         labels = None if classes is None else classes.tolist()

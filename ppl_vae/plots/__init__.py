@@ -33,7 +33,7 @@ Reference: P. Tol, *Colour Schemes*, 2021 (the label colours: his muted nine, an
 """
 
 from .calibration import calibration
-from .codes import latents, most_labels, prior_vs_posterior
+from .codes import latents, prior_vs_posterior
 from .curves import history
 from .diagnostics import dimensions
 from .figure import save
@@ -49,7 +49,6 @@ __all__ = [
     "latents",
     "likelihood",
     "manifold",
-    "most_labels",
     "prior_vs_posterior",
     "reconstructions",
     "samples",

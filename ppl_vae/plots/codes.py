@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import DataError, ShapeError
 from .figure import COLOURS, INK, PALE, TEXT, Labels, as_names, as_numbers, dress, empty, misfit
 
-__all__ = ["latents", "prior_vs_posterior"]
+__all__ = ["latents", "most_labels", "prior_vs_posterior"]
 
 MARKERS = "o^sDvP"  # the next one for every further ten labels
 

@@ -1463,14 +1463,14 @@ def test_what_joined_in_another_order_resumes_bit_identically(tmp_path: Path) ->
 
     def thaw(vae: pv.VAE, history: pv.History) -> None:
         if len(history) == 1:
-            vae.encoder.requires_grad_(True)
+            vae.likelihood.requires_grad_(True)
 
     torch.manual_seed(0)
     vae = a_vae()
-    vae.encoder.requires_grad_(False)
+    vae.likelihood.requires_grad_(False)
     whole = run(twin := copy.deepcopy(vae), x, epochs=4, callbacks=thaw)
     run(vae, x, epochs=2, callbacks=thaw, checkpoint=tmp_path)
-    # A new process, where all are trained from the start: the encoder's come first there, and came last here.
+    # A new process, where all are trained from the start: the likelihood's come first there, and came last here.
     resumed = run(other := a_vae(), x, epochs=4, callbacks=thaw, resume=tmp_path)
     assert resumed.column("neg_elbo") == whole.column("neg_elbo")
     assert same(weights(other), weights(twin))

@@ -207,4 +207,9 @@ def _in_order(folder: str | Path, then: list[str], now: list[str], state: dict[i
             f"{folder}: expected the same parameters to be trained as then, got {'; '.join(changed)}: set "
             "requires_grad as it was, or train anew in another folder"
         )
+    if not all(0 <= i < len(then) for i in state):
+        raise CheckpointError(
+            f"{folder}: expected the state of {len(then)} parameters that are trained, got that of {max(state) + 1}: "
+            "set requires_grad as it was, or train anew in another folder"
+        )
     return {now.index(then[i]): values for i, values in state.items()}

@@ -1458,6 +1458,23 @@ def test_a_run_of_other_parameters_is_not_resumed(fused: bool, tmp_path: Path) -
     run(vae, x, epochs=3, resume=tmp_path, optim=optim)
 
 
+def test_a_state_without_names_is_of_the_order_of_the_model(tmp_path: Path) -> None:
+    """As they once were written; of more parameters than are trained now it is refused, and nothing is changed."""
+    x, vae = binary(), a_vae()
+    run(vae, x, checkpoint=tmp_path)
+    path = tmp_path / "training.json"
+    record = json.loads(path.read_text())
+    del record["trained"]
+    path.write_text(json.dumps(record))
+    vae.likelihood.requires_grad_(False)
+    before = weights(vae)
+    with pytest.raises(CheckpointError, match=r"the state of 4 parameters that are trained, got that of 8"):
+        run(vae, x, epochs=3, resume=tmp_path)
+    assert same(weights(vae), before)
+    vae.likelihood.requires_grad_(True)
+    assert len(run(vae, x, epochs=3, resume=tmp_path)) == 3
+
+
 def test_what_joined_in_another_order_resumes_bit_identically(tmp_path: Path) -> None:
     x = binary()
     # Which looks at the shapes of its moments; a fused one writes where they end, or beyond.

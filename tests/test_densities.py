@@ -289,6 +289,22 @@ def test_a_draw_of_a_mixture_moves_so_that_the_density_follows(dim):
     torch.testing.assert_close(-divergence, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_draw_of_a_narrow_mixture_moves_as_precisely_as_numbers_are():
+    """Its log-densities are 10⁵ where others are; taken off their sum again, one left 2% of the weights' gradient."""
+    loc, scale = torch.randn(4, 3, dtype=torch.float64), torch.full((4, 3), 9e-4, dtype=torch.float64)
+    logits = torch.randn(4, dtype=torch.float64)
+    # Two components that only the last coordinate tells apart.
+    loc[1] = loc[0] + torch.tensor([0.0, 0.0, 1e-3])
+    z = (loc[0] + torch.tensor([1.3e-3, -0.3e-3, 0.5e-3])).float()
+    moved = []
+    for dtype in (torch.float64, torch.float32):
+        parameters = [t.float().to(dtype).requires_grad_() for t in (logits, loc, scale)]
+        d = Given.of(*parameters)
+        d.points = z.to(dtype)
+        moved.append(torch.autograd.grad(d.rsample()[0], parameters[0])[0].double())
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-4, atol=1e-5 * moved[0].norm().item())
+
+
 @pytest.mark.fresh
 def test_gradients_through_draws_of_a_mixture_are_those_of_the_expectation():
     # E[(w·z)²] in closed form; 100 estimates of 1,000 draws, at α. Pyro's MixtureOfDiagNormals (1.9.2) fails this for

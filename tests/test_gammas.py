@@ -123,3 +123,18 @@ def test_an_image_of_255_levels_in_single_precision():
     exact = dist.Binomial(255, logits=logits.double()).log_prob(x.double()).sum(-1)
     assert (dist.Binomial(255, logits=logits).log_prob(x).sum(-1) - exact).mean() > 0.03
     assert (Binomial(255, logits=logits).log_prob(x).sum(-1) - exact).abs().max() < 0.002
+
+
+def test_a_beta_at_the_ends_of_its_support():
+    """Where torch has a power of zero that is one, or infinity."""
+    for a, b in itertools.product((0.5, 1.0, 2.0, 20.0), repeat=2):
+        for x in (0.0, 1.0):
+            expected = dist.Beta(torch.tensor(a), torch.tensor(b)).log_prob(torch.tensor(x))
+            got = Beta(torch.tensor(a), torch.tensor(b)).log_prob(torch.tensor(x))
+            torch.testing.assert_close(got, expected, msg=f"{a}, {b} at {x}: {got}, expected {expected}")
+
+
+def test_a_student_t_of_a_whole_number():
+    x = torch.tensor([0.0, 2.0])
+    expected = dist.StudentT(torch.tensor(5), torch.tensor(0.0), torch.tensor(1.0)).log_prob(x)
+    torch.testing.assert_close(StudentT(torch.tensor(5), torch.tensor(0.0), torch.tensor(1.0)).log_prob(x), expected)

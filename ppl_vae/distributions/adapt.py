@@ -24,6 +24,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
+from ..devices import uncast
 from ..errors import NoClosedFormError, PartError
 from .precision import in_single
 
@@ -69,13 +70,19 @@ class _AsPyro:
 
 
 class _Flow(_AsPyro):
-    """A distribution that can draw and score at once, as a flow does; scoring the draw again would invert it."""
+    """A distribution that can draw and score at once, as a flow does; scoring the draw again would invert it.
 
+    The networks of a flow are inside of its density, which is one in the precision of its parameters alone: mixed
+    precision ends before them.
+    """
+
+    @uncast
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         value, log_prob = self.rsample_and_log_prob(Size(sample_shape))  # type: ignore[attr-defined]
         self._drawn = value, log_prob, torch.is_grad_enabled()
         return value
 
+    @uncast
     def log_prob(self, value: Tensor) -> Tensor:
         drawn, log_prob, differentiable = self.__dict__.get("_drawn", (None, None, False))
         # A density kept from a draw without gradients would hide the flow's parameters from a loss.

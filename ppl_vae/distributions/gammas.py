@@ -3,12 +3,13 @@ r"""Densities with gamma functions in them, where these are of large numbers.
 .. math:: \log \Gamma(a) = (a - \tfrac12) \log a - a + \tfrac12 \log 2 \pi + s(a)
 
 A density is a small difference of such numbers, and float32 holds :math:`\log \Gamma(10^6)` to whole nats only: 784
-pixels of 255 levels would be off by 0.04 nats together. Beyond 16 all of them are saddle points instead, in which what
-is large has cancelled on paper: with the deviance
+pixels of 255 levels would be off by 0.04 nats together. Where a number is beyond 16, its gamma function is Stirling's
+series instead, with s(a) for what his formula leaves out. Where two are, of which the density has a third, the sum
+n = a + b, what is large has cancelled on paper: all that is left are the saddle point
 
-.. math:: D(a, b) = b - a - a \log \tfrac ba
+.. math:: S = s(n) - s(a) - s(b) - D(a, n p) - D(b, n q), \qquad p + q = 1, \qquad D(a, b) = b - a - a \log \tfrac ba
 
-of a number a from a number b near it, and s(a), what Stirling's formula leaves out.
+and a square root, D being the deviance of a number from one that is near it.
 
 Reference:
     Fast and Accurate Computation of Binomial Probabilities (Loader, 2000)
@@ -27,14 +28,13 @@ __all__ = ["Beta", "Binomial", "NegativeBinomial", "Poisson", "StudentT"]
 
 
 class Binomial(dist.Binomial):
-    r"""How many of n there are, each with probability :math:`\pi`, also where n is large.
+    r"""How many of n there are, each with probability p, also where n is large.
 
-    .. math:: P(x) = \binom nx \pi^x (1 - \pi)^{n - x} = \sqrt{\frac{n}{2 \pi x (n - x)}}
-        \exp\bigl(s(n) - s(x) - s(n - x) - D(x, n \pi) - D(n - x, n (1 - \pi))\bigr)
+    .. math:: P(x) = \binom nx p^x q^{n - x} = \sqrt{\frac{n}{2 \pi x (n - x)}}\; e^S, \qquad a = x, \ b = n - x
 
     Arguments:
         total_count: n (*).
-        logits: of :math:`\pi` (*), any real numbers.
+        logits: of p (*), any real numbers.
 
     Example:
         >>> x, n = torch.tensor(3e4), torch.tensor(65535.0)
@@ -58,16 +58,15 @@ class Binomial(dist.Binomial):
         n = a + b
         # From the side on which rounding is smaller.
         off = torch.where(logits < 0, n * torch.sigmoid(logits) - a, b - n * torch.sigmoid(-logits))
-        deviance = _deviance(a, off, n.log() + logsigmoid(logits)) + _deviance(b, -off, n.log() + logsigmoid(-logits))
-        saddle = 0.5 * (n / (2 * math.pi * a * b)).log() + _remainder(n) - _remainder(a) - _remainder(b) - deviance
-        return torch.where((value > 16) & (left > 16), saddle, direct)
+        many = 0.5 * (n / (2 * math.pi * a * b)).log() + _saddle(a, b, off, logsigmoid(logits), logsigmoid(-logits))
+        return torch.where((value > 16) & (left > 16), many, direct)
 
 
 class Beta(dist.Beta):
-    r"""A density on (0, 1), also where it is narrow.
+    r"""A density on [0, 1], also where it is narrow.
 
-    .. math:: p(x) = \frac{x^{a - 1} (1 - x)^{b - 1}}{\mathrm{B}(a, b)} = \frac{1}{x (1 - x)} \sqrt{\frac{a b}{2 \pi n}}
-        \exp\bigl(s(n) - s(a) - s(b) - D(a, n x) - D(b, n (1 - x))\bigr), \qquad n = a + b
+    .. math:: p(x) = \frac{x^{a - 1} (1 - x)^{b - 1}}{\mathrm{B}(a, b)}
+        = \frac{1}{x (1 - x)} \sqrt{\frac{a b}{2 \pi n}}\; e^S, \qquad p = x
 
     Arguments:
         concentration1, concentration0: a, b > 0 (*).
@@ -84,17 +83,19 @@ class Beta(dist.Beta):
         if self._validate_args:
             self._validate_sample(value)
         a, b = self.concentration1, self.concentration0
-        log_x, log_rest = value.log(), torch.log1p(-value)
         less, more = torch.minimum(a, b), torch.maximum(a, b)
-        direct = (a - 1) * log_x + (b - 1) * log_rest + _log_rising(more, less) - torch.lgamma(less)
-        many = (a > 16) & (b > 16)
-        a, b = a.clamp(min=16.0), b.clamp(min=16.0)
-        n = a + b
+        # At the ends the power of 0 that is 1 has to be.
+        powers = torch.xlogy(a - 1, value) + torch.special.xlog1py(b - 1, -value)
+        direct = powers + _log_rising(more, less) - torch.lgamma(less)
+        many = (a > 16) & (b > 16) & (value > 0) & (value < 1)
+        # What is clamped is not taken.
+        a, b, limits = a.clamp(min=16.0), b.clamp(min=16.0), torch.finfo(value.dtype)
+        x = value.clamp(limits.tiny, 1 - limits.eps / 2)
+        n, log_x, log_rest = a + b, x.log(), torch.log1p(-x)
         # From the side on which rounding is smaller.
-        off = torch.where(value < 0.5, n * value - a, b - n * (1 - value))
-        deviance = _deviance(a, off, n.log() + log_x) + _deviance(b, -off, n.log() + log_rest)
-        saddle = 0.5 * (a * b / (2 * math.pi * n)).log() + _remainder(n) - _remainder(a) - _remainder(b) - deviance
-        return torch.where(many, saddle - log_x - log_rest, direct)
+        off = torch.where(x < 0.5, n * x - a, b - n * (1 - x))
+        narrow = 0.5 * (a * b / (2 * math.pi * n)).log() + _saddle(a, b, off, log_x, log_rest) - log_x - log_rest
+        return torch.where(many, narrow, direct)
 
 
 class StudentT(dist.StudentT):
@@ -117,7 +118,8 @@ class StudentT(dist.StudentT):
         if self._validate_args:
             self._validate_sample(value)
         square = ((value - self.loc) / self.scale).square()
-        constant = _log_rising(self.df / 2, torch.full_like(self.df, 0.5)) - 0.5 * (math.pi * self.df).log()
+        half = self.df / 2
+        constant = _log_rising(half, torch.full_like(half, 0.5)) - 0.5 * (math.pi * self.df).log()
         return constant - self.scale.log() - 0.5 * (self.df + 1) * torch.log1p(square / self.df)
 
 
@@ -128,16 +130,9 @@ class NegativeBinomial(dist.GammaPoisson):
         \Bigl(\frac{1}{1 + \beta}\Bigr)^{x}, \qquad \text{mean } \mu = \frac r\beta, \quad
         \text{variance } \mu + \frac{\mu^2}{r}
 
-    It becomes a Poisson as r grows. There :math:`\log \Gamma(r + x) - \log \Gamma(r)` is a small difference of numbers
-    that float32 holds to whole nats only, so beyond r = 16 it is Stirling's series; and so is, beyond 16,
-    :math:`\log \Gamma(r + x) - \log x!` for counts larger than r. Where both are, the powers cancel it in turn, and all
-    of it is a binomial's saddle point: with :math:`n = r + x`,
+    It becomes a Poisson as r grows. Where r and x both are large,
 
-    .. math:: P(x) = \sqrt{\frac{r}{2 \pi x n}}
-        \exp\Bigl(s(n) - s(r) - s(x) - D\bigl(r, \tfrac{n \beta}{1 + \beta}\bigr)
-        - D\bigl(x, \tfrac{n}{1 + \beta}\bigr)\Bigr), \qquad D(a, b) = b - a - a \log \tfrac ba
-
-    and s what Stirling's formula leaves out.
+    .. math:: P(x) = \sqrt{\frac{r}{2 \pi x n}}\; e^S, \qquad a = r, \ b = x, \ p = \frac{\beta}{1 + \beta}
 
     Arguments:
         concentration: r > 0 (*).
@@ -162,10 +157,9 @@ class NegativeBinomial(dist.GammaPoisson):
         few = gammas - r * torch.log1p(1 / rate) - value * torch.log1p(rate)
         # Both many: of numbers that are clamped to 16 where they are not, and this is not taken.
         a, x = r.clamp(min=16.0), value.to(r).clamp(min=16.0)
-        n, off = a + x, (a - x * rate) / (1 + rate)
-        deviance = _deviance(a, -off, n.log() - torch.log1p(1 / rate)) + _deviance(x, off, n.log() - torch.log1p(rate))
-        saddle = 0.5 * (a / (2 * math.pi * x * n)).log() + _remainder(n) - _remainder(a) - _remainder(x) - deviance
-        return torch.where((value > 16) & (r > 16), saddle, few)
+        n, off = a + x, (x * rate - a) / (1 + rate)
+        saddle = _saddle(a, x, off, -torch.log1p(1 / rate), -torch.log1p(rate))
+        return torch.where((value > 16) & (r > 16), 0.5 * (a / (2 * math.pi * x * n)).log() + saddle, few)
 
 
 class Poisson(dist.Poisson):
@@ -193,6 +187,13 @@ class Poisson(dist.Poisson):
         x = value.to(self.rate).clamp(min=16.0)
         many = -_deviance(x, self.rate - x, self.rate.log()) - 0.5 * (2 * math.pi * x).log() - _remainder(x)
         return torch.where(value > 16, many, few)
+
+
+def _saddle(a: Tensor, b: Tensor, off: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return S, of which n p − a = b − n q is known as ``off``."""
+    n = a + b
+    deviance = _deviance(a, off, n.log() + log_p) + _deviance(b, -off, n.log() + log_q)
+    return _remainder(n) - _remainder(a) - _remainder(b) - deviance
 
 
 def _deviance(a: Tensor, off: Tensor, log_b: Tensor) -> Tensor:

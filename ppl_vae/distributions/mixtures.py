@@ -143,7 +143,9 @@ class NormalMixture(dist.MixtureSameFamily):
         standard = (z.unsqueeze(-2) - components.loc) / components.scale
         # All without the 2π, which the weights do not feel.
         log_normal = -0.5 * standard.square() - components.scale.log()
-        log_weights = self.mixture_distribution.logits.unsqueeze(-1) + log_normal.cumsum(-1) - log_normal
+        # What comes before, added up as it is: taken off a sum of everything, a large one would leave its rounding.
+        before = torch.nn.functional.pad(log_normal[..., :-1].cumsum(-1), (1, 0))
+        log_weights = self.mixture_distribution.logits.unsqueeze(-1) + before
         weights = log_weights.softmax(-2)
         below = torch.special.ndtr(standard)
         noise = (weights * below).sum(-2)

@@ -33,6 +33,9 @@ class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):
     log_prob = uncast(dist.LowRankMultivariateNormal.log_prob)
 
 
+_LOW_RANK = torch.distributions.LowRankMultivariateNormal, dist.LowRankMultivariateNormal
+
+
 @uncast
 def _low_rank(d: Any) -> LowRankMultivariateNormal:
     # Anew, because it begins by factoring a matrix.
@@ -57,7 +60,7 @@ def in_single(d: Any) -> Any:
     """
     if not is_cast():
         return d
-    if type(d) in (torch.distributions.LowRankMultivariateNormal, dist.LowRankMultivariateNormal):
+    if isinstance(d, LowRankMultivariateNormal) or type(d) in _LOW_RANK:
         return _low_rank(d)
     held = {name: _inside(value) for name, value in vars(d).items()}
     cls = type(d)

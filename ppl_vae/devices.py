@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def uncast(function: Callable[..., Any]) -> Callable[..., Any]:
     def plain(*args: Any, **kwargs: Any) -> Any:
         if not is_cast():
             return function(*args, **kwargs)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with _cast(False):
             return function(*args, **kwargs)
 
     return plain
@@ -110,7 +110,24 @@ def uncast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_cast() -> bool:
     """Return whether matrix products are cast to another precision here."""
-    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return any(map(torch.is_autocast_enabled, _kinds()))
+
+
+@functools.cache
+def _kinds() -> tuple[str, ...]:
+    """The kinds of devices there are here: the CPU, and one of accelerators if there is any."""
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return ("cpu",) if there is None else ("cpu", there.type)
+
+
+@contextmanager
+def _cast(enabled: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        for kind in _kinds():
+            # Without its cache, which would keep a parameter's bfloat16 copy past the optimiser's step in a recorded
+            # graph.
+            stack.enter_context(torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=False))
+        yield
 
 
 @contextmanager
@@ -122,11 +139,5 @@ def mixed(enabled: bool = True) -> Iterator[None]:
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
         torch.bfloat16
     """
-    cuda = enabled and torch.cuda.is_available()
-    # Without its cache, which would keep a parameter's bfloat16 copy past the optimiser's step in a recorded graph.
-    cpu, gpu = (
-        torch.autocast(kind, torch.bfloat16, enabled=wanted, cache_enabled=False)
-        for kind, wanted in (("cpu", enabled), ("cuda", cuda))
-    )
-    with cpu, gpu:
+    with _cast(enabled):
         yield

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import math
 import random
+import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +21,17 @@ from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI, CaptureWarning, TwoStages
 from ppl_vae.capture.guard import Sizes, compare
+from ppl_vae.capture.loss import Loss
 from ppl_vae.capture.optimiser import Together
+from ppl_vae.capture.recording import no_host_reads
 from ppl_vae.capture.replay import Replay
+from ppl_vae.capture.simplify import simplify
+from ppl_vae.distributions import LowRankMultivariateNormal, as_pyro
 from ppl_vae.errors import CaptureError, ConfigError, NonFiniteError
 
 Adam = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -989,3 +997,148 @@ def test_other_strides_are_another_recording() -> None:
         losses.append([svi.step(x.mT if i % 2 else x) for i in range(12)])
     assert len([replay for replay in graph._graphs.values() if replay is not None]) == 2
     assert worst_difference(*losses) <= 1e-6
+
+
+class Counting(nn.Module):
+    """The identity, which counts how often it is run, in what an optimiser has nothing to do with."""
+
+    def __init__(self, held: str) -> None:
+        super().__init__()
+        if held == "buffer":
+            self.register_buffer("count", torch.zeros(()))
+        else:
+            self.count = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.count.add_(1)
+        return x
+
+
+@pytest.mark.parametrize("held", ["buffer", "parameter"])
+def test_recording_and_comparing_run_no_layer_once_more(held: str) -> None:
+    torch.manual_seed(0)
+    counts = []
+    for backend in ("off", "graph"):
+        body = nn.Sequential(nn.Linear(68, 8), Counting(held), nn.Linear(8, 6))
+        cvae, x, y = model_of({"encoder": pv.encoders.Gaussian(3, (1, 8, 8), context=4, network=body)})
+        svi = CapturedSVI(cvae.model, cvae.guide, Adam, Trace_ELBO(), backend=backend, check_every=4)  # type: ignore
+        # Outside of a step the programs only try whether their parts go together.
+        svi.step(x, y)
+        begun = body[1].count.item()
+        for _ in range(10):
+            svi.step(x, y)
+        counts.append(body[1].count.item() - begun)
+        assert svi.backend == backend
+    assert counts == [10, 10]
+
+
+@pytest.mark.parametrize("backend", ["off", "graph", "cudagraph"])
+def test_a_step_that_is_refused_leaves_running_statistics_as_they_were(backend: Any) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(68, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6))
+    cvae, x, y = model_of({"likelihood": "Gaussian"})
+    cvae.encoder.network.body = body
+    adam = functools.partial(torch.optim.Adam, lr=1e-2, fused=True)
+    svi = CapturedSVI(cvae.model, cvae.guide, adam, Trace_ELBO(), backend=backend)
+    for _ in range(6):
+        svi.step(x, y)
+    svi.read()
+    before = copy.deepcopy(cvae.state_dict())
+    with pytest.raises(NonFiniteError):
+        _ = svi.step(x * math.inf, y), svi.read()
+    assert all(torch.equal(before[name], value) for name, value in cvae.state_dict().items())
+
+
+def test_a_layer_that_was_exchanged_stays_alive_as_long_as_its_graph() -> None:
+    """Another could else come to stand at its address, and be taken for it."""
+    cvae, x, y = model_of({})
+    cvae.encoder.network.body[1] = nn.Tanh()
+    old = weakref.ref(cvae.encoder.network.body[1])
+    svi = CapturedSVI(cvae.model, cvae.guide, Adam, Trace_ELBO(), backend="graph")
+    run(svi.step, x, y, n=3)
+    cvae.encoder.network.body[1] = nn.ReLU()
+    gc.collect()
+    assert old() is not None
+
+
+def test_there_is_one_recording_at_a_time() -> None:
+    """What one swaps in Pyro, another that ends later would put back for good."""
+    original = pyro.infer.trace_elbo.torch_item
+    inside, leave = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with no_host_reads():
+            inside.set()
+            leave.wait(5)
+
+    thread = threading.Thread(target=second)
+    with no_host_reads():
+        assert pyro.infer.trace_elbo.torch_item is not original
+        thread.start()
+        assert not inside.wait(0.2)
+    assert inside.wait(5)
+    leave.set()
+    thread.join()
+    assert pyro.infer.trace_elbo.torch_item is original
+
+
+def test_what_shares_memory_with_what_is_written_to_is_read_again() -> None:
+    held = torch.ones(3)
+    view = held.view(3)
+
+    def moved(x: Tensor) -> Tensor:
+        before = held + x
+        view.add_(1)
+        return held + x - before
+
+    graph = make_fx(moved)(torch.zeros(3))
+    simplify(graph, (torch.zeros(3),))
+    assert torch.equal(graph(torch.zeros(3)), torch.ones(3))
+
+
+def test_batch_norm_whose_output_nobody_uses_still_counts() -> None:
+    norm, x = nn.BatchNorm1d(2), torch.randn(8, 2) + 3
+
+    def unused(x: Tensor) -> Tensor:
+        norm(x)
+        return x.sum()
+
+    graph = make_fx(unused)(x)
+    with torch.no_grad():
+        simplify(graph, (x,))
+        norm.reset_running_stats()
+        graph(x)
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.mean(0))
+
+
+@pytest.mark.parametrize("objective", [pv.objectives.DReG(3), pv.objectives.STL()])
+def test_in_mixed_precision_the_slope_of_a_density_is_single(objective: Any) -> None:
+    """There is no network here, so that nothing is to be cast, neither forwards nor backwards."""
+    torch.manual_seed(0)
+    loc, factor, diagonal = (nn.Parameter(t) for t in (torch.randn(5, 6), torch.randn(5, 6, 2), torch.rand(5, 6)))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("n", 5):
+            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        named = {"loc": loc, "factor": factor, "diagonal": diagonal}
+        m, w, d = (pyro.param(name, value) for name, value in named.items())
+        with pyro.plate("n", 5):
+            pyro.sample("z", as_pyro(LowRankMultivariateNormal(m, w, d + 0.1)))
+
+    gradients, x = [], torch.randn(5, 6)
+    for precision in ("32", "bf16-mixed"):
+        pyro.clear_param_store()
+        torch.manual_seed(1)
+        loss = Loss(model, guide, objective, 1.0, precision)  # type: ignore[arg-type]
+        gradients.append(torch.autograd.grad(loss(x), (loc, factor, diagonal)))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_mixed_precision_wants_an_objective_that_says_its_loss_alone() -> None:
+    cvae, _, _ = model_of({})
+    with pytest.raises(ConfigError, match=r"bf16-mixed.*RenyiELBO.*ppl_vae\.objectives"):
+        CapturedSVI(cvae.model, cvae.guide, Adam, RenyiELBO(), precision="bf16-mixed")

@@ -514,3 +514,33 @@ def test_a_row_that_no_label_can_have_made_is_no_hit():
     x[4] = 7.0
     with pyro.validation_enabled(False), pytest.raises(NonFiniteError, match="1 of 8 rows, the first of them 4, are"):
         label_use(vae, x, y, samples=5)
+
+
+def test_a_row_that_is_impossible_under_its_own_label_and_another():
+    """Its drop would be infinity less infinity, and every row's mean no number."""
+
+    def likelihood(z, c):
+        half = (c @ torch.tensor([[1.0], [1.0], [10.0]])).expand(*z.shape[:-1], 3)
+        return dist.Uniform(-half, half).to_event(1)
+
+    vae = pv.VAE(priors.Standard(2), likelihood, lambda x, c: dist.Normal(x[..., :2], 1.0).to_event(1), pv.OneHot(3))
+    x, y = 0.5 * torch.rand(9, 3), torch.arange(9) % 3
+    x[3] = 5.0
+    with pyro.validation_enabled(False):
+        found = label_use(vae, x, y, samples=5)
+    assert found["drop"] == -math.inf
+    assert "with another label log p(x|y) rises by inf nats: are the labels permuted?" in found.finding
+
+
+def test_a_label_without_rows_carries_nothing():
+    """Where no z of it is one of another label, log p(z | y) − log p(z) is infinite, and counted no times."""
+
+    def prior(c):
+        low = 3.0 * (c @ torch.arange(3.0)[:, None])
+        return dist.Uniform(low, low + 1.0).to_event(1)
+
+    vae = pv.VAE(prior, likelihoods.Gaussian((4,), 1, 3), lambda x, c: prior(c), pv.OneHot(3))
+    x, y = torch.randn(40, 4), torch.arange(40) % 2
+    with pyro.validation_enabled(False):
+        found = label_use(vae, x, y, p_y=[0.4, 0.4, 0.2], samples=5)
+    assert found["prior_information"] == pytest.approx(math.log(2), abs=1e-9)

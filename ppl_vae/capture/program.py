@@ -11,15 +11,15 @@ snapshot of Python numbers taken here gives it a name.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SCALARS", "Program", "kind"]
+__all__ = ["SCALARS", "Call", "Program", "kind"]
 
 # What a graph takes for a constant.
 SCALARS = (bool, int, float, str)
@@ -31,6 +31,19 @@ def kind(value: Any) -> Any:
         # Whether it can be viewed in another shape hangs on the strides.
         return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
     return value
+
+
+class Call(NamedTuple):
+    """The arguments of a step, taken apart, and the key of the graph that they have; None where no step has one."""
+
+    key: Any
+    flat: Sequence[Any]
+    spec: Any
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What a replay is given."""
+        return [value for value in self.flat if isinstance(value, Tensor)]
 
 
 class Program:
@@ -66,7 +79,8 @@ class Program:
             names: of parameters to look for in Pyro's store, where those made by ``pyro.param`` live.
         """
         modules = self.modules
-        modes = tuple((id(m), m.training) for m in modules)
+        # The modules themselves: another could come to stand at the address of one that was exchanged.
+        modes = tuple((m, m.training) for m in modules)
         structure = tuple(m.structure for m in modules if hasattr(type(m), "structure"))
         tensors = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
         own = tuple((id(t), t.requires_grad, t.dtype, t.device) for t in tensors)
@@ -75,8 +89,9 @@ class Program:
 
     @property
     def buffers(self) -> list[Tensor]:
-        """Every buffer of every module, which a step in training mode may write to."""
-        return [b for m in self.modules for b in m._buffers.values() if b is not None]
+        """What a step in training mode may write to: buffers, and parameters that have no gradient."""
+        held = [t for m in self.modules for t in (*m._buffers.values(), *m._parameters.values()) if t is not None]
+        return [t for t in held if not t.requires_grad]
 
     @property
     def running(self) -> list[Tensor]:

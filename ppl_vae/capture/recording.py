@@ -28,7 +28,7 @@ from .simplify import separate, simplify
 
 __all__ = ["CaptureWarning", "Generators", "Watch", "cannot_record", "no_host_reads", "record"]
 
-_lock = threading.Lock()
+_one_at_a_time = threading.RLock()
 
 
 class CaptureWarning(UserWarning):
@@ -74,7 +74,7 @@ def record(
     from torch.fx.experimental.proxy_tensor import make_fx  # a second's import, which only a recording should pay
 
     # Validation looks at values, which a recording must not; it was on in the run before this one.
-    with _lock, pyro.validation_enabled(False), no_host_reads():
+    with no_host_reads(), pyro.validation_enabled(False):
         graph = make_fx(run)(*inputs)
     with torch.no_grad():
         simplify(graph, inputs)
@@ -97,23 +97,29 @@ def cannot_record(guide: Callable[..., Any], args: Any, kwargs: Any) -> str | No
 
 @contextlib.contextmanager
 def no_host_reads() -> Iterator[None]:
-    """While recording, Pyro's ``.item()`` is ``.detach()`` and its look for NaN is none: both would stop the device."""
+    """While recording, Pyro's ``.item()`` is ``.detach()`` and its look for NaN is none: both would stop the device.
+
+    They are the process's own, so there is one recording at a time.
+    """
     swaps: dict[str, Callable[..., Any]] = {
         "torch_item": lambda x: x.detach() if isinstance(x, Tensor) else x,
         "warn_if_nan": lambda value, *args, **kwargs: value,
     }
-    saved = []
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("pyro.") and module is not None]
-    for module in modules:
-        for name, swap in swaps.items():
-            if name in vars(module):
-                saved.append((module, name, vars(module)[name]))
-                setattr(module, name, swap)
-    try:
-        yield
-    finally:
-        for module, name, original in saved:
-            setattr(module, name, original)
+    with _one_at_a_time:
+        saved = []
+        modules = [
+            module for name, module in list(sys.modules.items()) if name.startswith("pyro.") and module is not None
+        ]
+        for module in modules:
+            for name, swap in swaps.items():
+                if name in vars(module):
+                    saved.append((module, name, vars(module)[name]))
+                    setattr(module, name, swap)
+        try:
+            yield
+        finally:
+            for module, name, original in saved:
+                setattr(module, name, original)
 
 
 class Generators:

@@ -46,23 +46,26 @@ def simplify(graph: GraphModule, inputs: Any) -> None:
             _spoil(node, dirty, kinds, spoilt)
             continue
         touched = {node, *node.all_input_nodes} & dirty
-        if touched or _writes(node) or torch.Tag.nondeterministic_seeded in node.target.tags:
+        if touched or node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags:
             continue
         if node.target in _IDENTITIES and kinds.of.get(node) == kinds.of.get(node.args[0]) is not None:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
             continue
         _merge(node, seen, (node.target, _frozen(node.args), _frozen(node.kwargs)))
-    graph.graph.eliminate_dead_code()
+    graph.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(_statistics(node)))
     graph.recompile()
 
 
-def _writes(node: Node) -> bool:
-    """Whether an operation changes what it is given; the schemas of batch norms do not say that they do."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    names = [argument.name for argument in schema.arguments]
-    training = "running_mean" in names and "training" in names and node.args[names.index("training")] is not False
-    return schema.is_mutable or training
+def _statistics(node: Node) -> list[Node]:
+    """The running statistics that a batch norm writes to in training; its schema does not say that it does."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    if not {"running_mean", "running_var", "training"} <= set(names) or given.get("training") is False:
+        return []
+    return [value for value in (given["running_mean"], given["running_var"]) if isinstance(value, Node)]
 
 
 def _merge(node: Node, seen: dict[Any, Node], key: Any) -> None:
@@ -153,8 +156,10 @@ def separate(graph: GraphModule, leaves: Sequence[torch.Tensor]) -> None:
 def written(graph: GraphModule) -> set[Node]:
     """Every node that shares memory with one that an operation writes to."""
     root, dirty = _memory(graph)
-    same = {id(getattr(graph, str(n.target))) for n in dirty if n.op == "get_attr"}
-    held = {n for n in root if n.op == "get_attr" and id(getattr(graph, str(n.target))) in same}
+    # Two tensors may be views of one memory: a buffer, and its `data`.
+    storage = {n: getattr(graph, str(n.target)).untyped_storage()._cdata for n in root if n.op == "get_attr"}
+    same = {storage[n] for n in dirty & storage.keys()}
+    held = {n for n in storage if storage[n] in same}
     return {node for node, origin in root.items() if origin in dirty | held}
 
 
@@ -172,6 +177,7 @@ def _memory(graph: GraphModule) -> tuple[dict[Node, Node], set[Node]]:
             root[node] = root[node.args[0]]
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
+        dirty.update(root[v] for v in _statistics(node))
         arguments = node.target._schema.arguments
         given = dict(zip((argument.name for argument in arguments), node.args, strict=False)) | node.kwargs
         for argument in arguments:

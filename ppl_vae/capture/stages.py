@@ -79,7 +79,7 @@ class TwoStages:
             before.restore()
             try:
                 # Validation looks at values, which a recording must not; it was on in the run before this one.
-                with pyro.validation_enabled(False), no_host_reads():
+                with no_host_reads(), pyro.validation_enabled(False):
                     graph = make_fx(run)(*inputs)
             except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
                 before.restore()

@@ -12,7 +12,6 @@ that it was made of.
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -21,16 +20,16 @@ from typing import Any, Literal, get_args
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI
-from pyro.infer.util import torch_backward
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..devices import check_gradients, cuda_devices, mixed, uncast
+from ..devices import check_gradients, cuda_devices, uncast
 from ..errors import CaptureError, ConfigError, PplVaeError, known
 from .guard import LastSite, Sizes, compare, first_bad_site, first_line, not_finite, size_of, unconstrained
 from .ledger import Ledger
+from .loss import Loss
 from .optimiser import Together
-from .program import SCALARS, Program, kind
+from .program import SCALARS, Call, Program, kind
 from .recording import CaptureWarning, Generators, Watch, cannot_record, record
 from .replay import Replay
 from .static import StaticStep, cannot_stay, look_up
@@ -101,9 +100,7 @@ class CapturedSVI(SVI):
     ) -> None:
         known("backend", backend, get_args(Backend))
         super().__init__(model, guide, Together(optim, clip), loss)
-        known("precision", precision, ("32", "bf16-mixed"))
-        self.elbo, self.check_every, self.weight, self.precision = loss, check_every, weight, precision
-        self._mixed = functools.partial(mixed, precision != "32")
+        self._loss, self.check_every = Loss(model, guide, loss, weight, precision), check_every
         self._choose, self.planned = backend == "auto", steps
         self.backend: str = "off" if self._choose and (steps or math.inf) < _WORTH_RECORDING else backend
         self.batch = batch or (lambda *args, **kwargs: (args, kwargs))
@@ -126,13 +123,14 @@ class CapturedSVI(SVI):
         check_gradients("a step")
         self.steps += 1
         before = self._generators()
-        replay, tensors, key = self._replay(args, kwargs)
+        call = self._call(args, kwargs)
+        replay, tensors = self._graph(call), call.tensors
         self._static = None
         if replay is None:
             self._look_at_flag()
             loss, gradients = self._stock(args, kwargs, before)
-            if key is not None and (key := self._replay(args, kwargs)[2]) is not None:
-                # Anew: the first step of all makes parameters, and tells the objective how plates are nested.
+            # Anew: the first step of all makes parameters, and tells the objective how plates are nested.
+            if call.key is not None and (key := self._call(args, kwargs).key) is not None:
                 self._met[key] = self._leaves
         elif replay.runs < _FIRST_CHECKS or self._due():
             self._check_next = False
@@ -140,7 +138,7 @@ class CapturedSVI(SVI):
             state = Generators(before.devices, self._program.buffers)
             with Sizes() as sizes:
                 expected = self._stock(args, kwargs, before)
-            size = self.weight * sizes.size / self.elbo.num_particles
+            size = self._loss.weight * sizes.size / self._loss.elbo.num_particles
             about = replay.numbers, self._program.numbers(), self.steps
             self._checked = self.steps, about[1]
             if replay.compiled:
@@ -246,7 +244,7 @@ class CapturedSVI(SVI):
         try:
             program_args, program_kwargs = self.batch(*args, **kwargs)
             with self.watch() as watch, poutine.trace(param_only=True) as params:
-                loss, weight = self._loss_and_grads(*program_args, **program_kwargs)
+                loss, weight = self._loss.and_gradients(*program_args, **program_kwargs)
         except PplVaeError:
             raise
         except ValueError as error:
@@ -271,16 +269,16 @@ class CapturedSVI(SVI):
         Afterwards every parameter exists, the optimiser has it, and all steps of this shape are replays. Nothing is
         left to do for a program and a shape that were met before.
         """
-        if self.optim.leaves and ((key := self._replay(args, kwargs)[2]) is None or key in self._met):
+        if self.optim.leaves and ((key := self._call(args, kwargs).key) is None or key in self._met):
             return
         state = Generators(self._generators().devices, self._program.buffers)
         program_args, program_kwargs = self.batch(*args, **kwargs)
-        with poutine.trace(param_only=True) as params, torch.no_grad():
-            self.loss(self.model, self.guide, *program_args, **program_kwargs)
+        with poutine.trace(param_only=True) as params:
+            self._loss.look(*program_args, **program_kwargs)
         leaves = unconstrained(params.trace)
         self.optim.meet(leaves)
         state.restore()
-        if (key := self._replay(args, kwargs)[2]) is not None:
+        if (key := self._call(args, kwargs).key) is not None:
             self._met[key] = leaves
 
     @property
@@ -294,8 +292,8 @@ class CapturedSVI(SVI):
             devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         return Generators(devices, self._program.running)
 
-    def _replay(self, args: Any, kwargs: Any) -> tuple[Replay | None, list[Tensor], Any]:
-        """The graph for these arguments and the program as it is now; None for a stock step."""
+    def _call(self, args: Any, kwargs: Any) -> Call:
+        """The arguments, and the key of their graph for the program as it is now."""
         if self.backend == "auto" and self.optim.leaves:
             self.backend = "cudagraph" if self._device.type == "cuda" and self.optim.capturable else "graph"
         if self._stays and self.optim.leaves:
@@ -306,29 +304,31 @@ class CapturedSVI(SVI):
                 )
             self._ledger.to(self._device)
         if self.backend == "off":
-            return None, [], None
+            return Call(None, (), None)
         # Tensors alone need no walk through whatever the arguments may be, which takes longer than the rest of this.
         simple = not kwargs and all(isinstance(value, Tensor) for value in args)
         flat, spec = (args, None) if simple else pytree.tree_flatten((args, kwargs))
         if self._stays:
             flat = [value.to(self._device) if isinstance(value, Tensor) else value for value in flat]
-        tensors = [value for value in flat if isinstance(value, Tensor)]
         inputs = tuple(kind(value) for value in flat)
-        plain = tuple(v for v in (self.weight, *vars(self.elbo).values()) if isinstance(v, SCALARS))
-        key = inputs, spec, self._program.key(self.optim.leaves), plain
-        if key in self._graphs:
-            return self._graphs[key], tensors, key
-        if key not in self._met:
-            if len(self._met) >= _MOST_SHAPES:
-                self._fall_back(f"no two of {_MOST_SHAPES} steps are alike: an argument, no tensor, keeps changing")
-            return None, tensors, key
-        self._graphs[key] = self._record(flat, spec, tensors, self._met[key])
-        return self._graphs[key], tensors, key
+        plain = tuple(v for v in (self._loss.weight, *vars(self._loss.elbo).values()) if isinstance(v, SCALARS))
+        return Call((inputs, spec, self._program.key(self.optim.leaves), plain), flat, spec)
+
+    def _graph(self, call: Call) -> Replay | None:
+        """The graph of a call, recorded where it was met before and has none; None for a stock step."""
+        if call.key in self._graphs or call.key is None:
+            return self._graphs.get(call.key)
+        if call.key in self._met:
+            self._graphs[call.key] = self._record(call.flat, call.spec, call.tensors, self._met[call.key])
+            return self._graphs[call.key]
+        if len(self._met) >= _MOST_SHAPES:
+            self._fall_back(f"no two of {_MOST_SHAPES} steps are alike: an argument, no tensor, keeps changing")
+        return None
 
     def _record(self, flat: Any, spec: Any, tensors: list[Tensor], leaves: dict[str, Tensor]) -> Replay | None:
         """Record the program; None, with a warning, where it cannot be."""
-        if not hasattr(self.elbo, "differentiable_loss"):
-            return self._fall_back(f"{type(self.elbo).__name__} has no differentiable_loss")
+        if not self._loss.is_recordable:
+            return self._fall_back(f"{type(self._loss.elbo).__name__} has no differentiable_loss")
         state = Generators(self._generators().devices, self._program.buffers)
 
         def batch(*inputs: Tensor) -> Any:
@@ -342,7 +342,7 @@ class CapturedSVI(SVI):
             if (reason := cannot_record(self.guide, *batch(*tensors))) is not None:
                 return self._fall_back(reason)
             with last:
-                graph, reached = record(self._loss_of, list(leaves.values()), batch, self.watch, tensors)
+                graph, reached = record(self._loss, list(leaves.values()), batch, self.watch, tensors)
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             # Whatever is wrong with the program itself, the stock step that follows will say.
             return self._fall_back(f"recording stopped {last}: {first_line(error)}")
@@ -355,25 +355,13 @@ class CapturedSVI(SVI):
         replay = Replay(graph, [list(leaves)[i] for i in reached], self._program.numbers())
         repays = self._choose and self.planned is not None and replay.repays_compiling(self.planned, self._device)
         if repays or self.backend.endswith("inductor"):
-            if (reason := replay.compile(tensors)) is not None:
-                self._warn(f"not compiled, but replayed as recorded: {reason}")
-            kinds = ("cudagraph-inductor", "cudagraph") if self._stays else ("inductor", "graph")
-            self.backend = kinds[reason is not None]
+            reason = replay.compile(tensors)
             state.restore()
+            compiled, recorded = ("cudagraph-inductor", "cudagraph") if self._stays else ("inductor", "graph")
+            self.backend = compiled if reason is None else recorded
+            if reason is not None:
+                self._warn(f"not compiled, but replayed as recorded: {reason}")
         return replay
-
-    def _loss_and_grads(self, *args: Any, **kwargs: Any) -> tuple[Any, float]:
-        """The loss, and what gradients are still to be multiplied by."""
-        if self.precision != "32" and hasattr(self.elbo, "differentiable_loss"):
-            # Pyro's own would go backwards inside of autocast, which casts there what it did not cast forwards.
-            torch_backward(loss := self._loss_of(*args, **kwargs))
-            return loss, 1.0
-        with self._mixed():
-            return self.weight * self.loss_and_grads(self.model, self.guide, *args, **kwargs), self.weight
-
-    def _loss_of(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._mixed():
-            return self.weight * self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
 
     def _fall_back(self, reason: str) -> Any:
         """Take stock steps from now on, and say why, once."""
@@ -395,6 +383,11 @@ class CapturedSVI(SVI):
         raise not_finite(self.steps, loss, self._first_bad_site(*call) or f"the gradient of {names}")
 
     def _first_bad_site(self, args: Any, kwargs: Any) -> str | None:
-        with self._mixed():
-            args, kwargs = self.batch(*args, **kwargs)
-            return first_bad_site(self.model, self.guide, args, kwargs)
+        # What it writes to is the state that the step was refused in.
+        state = Generators(self._generators().devices, self._program.buffers)
+        try:
+            with self._loss.mixed():
+                args, kwargs = self.batch(*args, **kwargs)
+                return first_bad_site(self.model, self.guide, args, kwargs)
+        finally:
+            state.restore()

@@ -236,7 +236,8 @@ def label_use(
         estimates = [log_likelihood(vae, x, k, **options) for k in labels]
         kl, z = _rates(vae, x, y, draws, batch_size)
         told, told_right = told_of_labels(vae, x, y, z, batch_size)
-        prior = prior_information(vae, labels, (counts.double() / len(y))[labels])
+        present = counts.nonzero()[:, 0]
+        prior = prior_information(vae, present, counts[present].double() / len(y))
     log_prob = torch.stack([estimate.values for estimate in estimates])
     if (nowhere := (log_prob == -math.inf).all(0)).any():
         raise NonFiniteError(
@@ -248,6 +249,8 @@ def label_use(
     predicted = labels[log_posterior.argmax(0)]
     truth = log_prob[right.T.nonzero()[:, 1], torch.arange(len(y))]
     drop = truth - log_prob.masked_fill(right, 0.0).sum(0) / (len(labels) - 1)
+    # A row that is impossible under its own label may be so under another, too.
+    drop = drop.masked_fill(truth == -math.inf, -math.inf)
     hit = (predicted == y).double()
     frequency = counts[counts > 0].double() / len(y)
     entropy = -(frequency * frequency.log()).sum().item()

@@ -103,7 +103,7 @@ def _told(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def prior_information(vae: VAE, labels: Tensor, frequency: Tensor) -> Tensor:
-    """Log p(z | y) − log p(z) of draws from the prior, whose mean is I(z; y): (draws,)."""
+    """Log p(z | y) − log p(z) of draws from the prior, whose mean is I(z; y): (draws,); of labels that there are."""
     p, told = vae.prior_given(labels), []
     z, log_p_y = p.sample((PRIOR_DRAWS,)), frequency.log()
     for k in range(len(labels)):

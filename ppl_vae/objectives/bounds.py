@@ -22,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..devices import uncast
 from ..distributions import is_point
 from ..errors import ConfigError, PartError, check_positive
 from .base import Objective, common_scale, only_latent, sites, tempered
@@ -219,7 +220,8 @@ class DReG(IWAE):
         scale, log_w = particles[0].scale, self._in_front([p.log_w for p in particles])
         latent = [only_latent(p.guide_trace, self)[1] for p in particles]
         at = [site["value"] for site in latent]
-        slopes = torch.autograd.grad(log_w.sum(), at, retain_graph=True, materialize_grads=True)
+        # Backwards nothing is cast that was not cast forwards.
+        slopes = uncast(torch.autograd.grad)(log_w.sum(), at, retain_graph=True, materialize_grads=True)
         log_w = log_w.detach()
         surrogate = torch.zeros_like(log_w[0]).sum()
         for p, site, slope, w in zip(particles, latent, slopes, self._one_by_one(log_w.softmax(0)), strict=True):

@@ -33,7 +33,7 @@ from torch.distributions import constraints
 
 from ..devices import check_gradients
 from ..distributions import is_periodic, is_point
-from ..errors import ConfigError, NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError, check_positive
+from ..errors import NoDensityError, NonFiniteError, PartError, PplVaeError, ShapeError, check_positive, known
 from ..model import VAE
 from ..model.checks import check_not_nan, check_precision
 from ..model.masking import observed
@@ -179,8 +179,7 @@ def bounds(
     with torch.enable_grad():
         check_gradients("bounds")
     check_positive(temperatures=temperatures, chains=chains, leapfrog=leapfrog)
-    if start not in ("prior", "encoder"):
-        raise ConfigError(f"expected start to be 'prior' or 'encoder', got {start!r}")
+    known("start", start, ("prior", "encoder"))
     # Also of a model that may be trained without some labels: what is measured is measured given y.
     vae.check_values(x, y)
     x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)

@@ -22,7 +22,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from ..capture import CaptureWarning, TwoStages
 from ..devices import cuda_devices, mixed
-from ..errors import CaptureError, ConfigError, NonFiniteError, check_positive
+from ..errors import CaptureError, NonFiniteError, check_positive, known
 from ..model import VAE, Proposal
 from ..model.checks import check_not_nan, check_precision
 from .measuring import GREY, SEEN, Report, mean_and_error, measuring, plain, share
@@ -208,10 +208,8 @@ def log_likelihood(
     check_not_nan(vae, "log_likelihood")
     check_precision(vae, "log_likelihood")
     check_positive(samples=samples, **({} if memory is None else {"memory": memory}))
-    if capture not in ("auto", "off", "graph", "inductor"):
-        raise ConfigError(f"capture: expected 'auto', 'off', 'graph' or 'inductor', got {capture!r}")
-    if precision not in ("32", "bf16-mixed"):
-        raise ConfigError(f"precision: expected '32' or 'bf16-mixed', got {precision!r}")
+    known("capture", capture, get_args(Backend))
+    known("precision", precision, ("32", "bf16-mixed"))
     # An encoder that proposes nothing need not fit.
     (vae.check if proposal == "encoder" else vae.check_values)(x, y, mask)
     device = vae._beta.device

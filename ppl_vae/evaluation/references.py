@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Independent, kl_divergence
 
+from ..distributions import diagonal
 from ..errors import ConfigError, NoClosedFormError, PartError
 from ..model import VAE
 from ..objectives import IWAE, Capacity, DReG, FreeBits, kl_gaussian, log_likelihood
@@ -142,7 +143,7 @@ def _posterior_and_prior(vae: VAE, x: Any, y: Any) -> tuple[Any, Any]:
 
 def _score(vae: VAE, x: Tensor, y: Any, q: Any, p: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Draw z ~ q and return log p(x|z,y), log p(z|y) and log q(z|x,y)."""
-    if q.has_rsample and (parameters := _gaussian(q)) is not None:
+    if q.has_rsample and (parameters := diagonal(q)) is not None:
         loc, scale = (t.expand(shape + q.batch_shape + q.event_shape) for t in parameters)
         # torch.normal and not randn_like: it is what rsample draws with.
         z = loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(loc))
@@ -208,20 +209,13 @@ def _kl_of_features(q: Any, p: Any) -> Tensor:
 
 def _gaussians(q: Any, p: Any) -> Tensor | None:
     """The KL feature by feature, (*, features), if both are diagonal Gaussians; zeros where there is no prior."""
-    of_q, of_p = _gaussian(q), None if p is None else _gaussian(p)
+    of_q, of_p = diagonal(q), None if p is None else diagonal(p)
     if p is None:
         return torch.zeros_like(q.mean)
     if of_q is None or of_p is None:
         return None
     # The sum over one feature is that feature's.
     return kl_gaussian(*(t.unsqueeze(-1) for t in (*of_q, *of_p)))
-
-
-def _gaussian(d: Any) -> tuple[Tensor, Tensor] | None:
-    """The mean and scale of a diagonal Gaussian over vectors; None for anything else."""
-    if isinstance(d, Independent) and isinstance(d.base_dist, Normal) and len(d.event_shape) == 1:
-        return d.base_dist.loc, d.base_dist.scale
-    return None
 
 
 # Where labels are missing

@@ -140,9 +140,10 @@ class Spread(Likelihood):
         raw = self.raw(z, c)
         if not isinstance(self.spread, str):
             return raw, self.fixed
-        log = getattr(self, self._parameter, None)
-        if log is None:
+        if self.spread == "output":
             raw, log = raw.chunk(2, -len(self.x_shape))
+        else:
+            log = getattr(self, self._parameter)
         return raw, self._spread(log.clamp(*self.clamp))
 
     def _spread(self, log: Tensor) -> Tensor:

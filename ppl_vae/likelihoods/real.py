@@ -46,7 +46,6 @@ class LocationScale(Spread):
         if not scale > 0:
             raise ConfigError(f"expected scale > 0, got {scale}")
         self.set_up(hidden, network, "sigma", sigma, clamp)
-        self.sigma = sigma
         self.constant("shift", float(shift))
         self.constant("scale", float(scale))
 

@@ -32,7 +32,7 @@ def given(encoder: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     return torch.cat([x, mask.to(x)], -len(encoder.x_shape)) if getattr(encoder, "sees_mask", False) else x
 
 
-def observed(p: Any, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor | None]:
+def observed(p: Any, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Any]:
     """Return p(x | z, y) over the pixels that are seen, and the x it observes, None where that is to be drawn.
 
     Raises:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Binomial, Distribution, Independent, Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from ..distributions import diagonal
 from ..errors import NoClosedFormError, ShapeError
 from ..model import VAE
 from ..model.checks import check_pair, check_spheres
@@ -87,8 +88,8 @@ def log_likelihood(p: Distribution, x: Tensor) -> Tensor:
 
 def _diagonal(d: Any, what: str) -> tuple[Tensor, Tensor]:
     """The mean and scale of a diagonal Gaussian over vectors."""
-    if isinstance(d, Independent) and isinstance(d.base_dist, Normal) and len(d.event_shape) == 1:
-        return d.base_dist.loc, d.base_dist.scale
+    if (parameters := diagonal(d)) is not None:
+        return parameters
     raise NoClosedFormError(
         f"expected {what} to be a diagonal Gaussian, whose KL is known in closed form, got {type(d).__name__}: use "
         "Trace_ELBO(), which samples the KL"
@@ -104,17 +105,6 @@ def _encode(vae: VAE, x: Tensor, y: Any, mask: Tensor | None = None) -> Any:
             "y.squeeze(-1)"
         )
     return q
-
-
-def _decode(vae: VAE, z: Tensor, y: Any, x: Tensor) -> Any:
-    """The likelihood p(x | z, y), once it is one over all of x: pixels that are no event would pass for rows."""
-    p = vae.decode(z, y)
-    if x.shape[1:] != p.event_shape:
-        raise ShapeError(
-            f"x: expected (N, {', '.join(map(str, p.event_shape))}), as the likelihood's event shape, got "
-            f"{tuple(x.shape)}: a likelihood ends in .to_event(number of x's dimensions)"
-        )
-    return p
 
 
 def analytic_elbo(vae: VAE, x: Any, y: Any = None, *, beta: float = 1.0) -> Tensor:
@@ -143,12 +133,13 @@ def analytic_elbo(vae: VAE, x: Any, y: Any = None, *, beta: float = 1.0) -> Tens
             raise NoClosedFormError(
                 f"expected a point encoder (Delta) beside prior=None, got {type(q).__name__}: give the model a prior"
             )
-        return log_likelihood(_decode(vae, q.mean, y, x), x)
+        return log_likelihood(*observed(vae.decode(q.mean, y), x, None))
     loc, scale = _diagonal(q, "the encoder's q(z|x,y)")
     loc_p, scale_p = _diagonal(vae.prior_given(y), "the prior p(z|y)")
     # torch.normal and not randn_like: it is what rsample draws with, so the same seed gives the same noise.
     z = loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(loc))
-    return log_likelihood(_decode(vae, z, y, x), x) - beta * kl_gaussian(loc, scale, loc_p, scale_p)
+    reconstruction = log_likelihood(*observed(vae.decode(z, y), x, None))
+    return reconstruction - beta * kl_gaussian(loc, scale, loc_p, scale_p)
 
 
 def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -166,7 +157,7 @@ def elbo_terms(vae: VAE, x: Any, y: Any = None, samples: int = 1, mask: Tensor |
     # What ignores x, or z, may give one for all rows, or for all draws.
     q = q if q.batch_shape else q.expand(vae._rows(x))
     z = q.rsample((samples,)) if q.has_rsample else q.sample((samples,))
-    p, x = observed(_decode(vae, z, y, x), x, mask)
+    p, x = observed(vae.decode(z, y), x, mask)
     reconstruction = -p.log_prob(x).expand(samples, *q.batch_shape).mean(0)
     if vae.prior is None:
         return reconstruction, torch.zeros_like(reconstruction)

@@ -29,7 +29,7 @@ try:
 except ImportError:  # Windows has other locks, and is left without.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["alone", "folders", "has_state", "restore", "set_weights", "store", "weights"]
+__all__ = ["alone", "folders", "has_state", "replacing", "restore", "set_weights", "store", "weights"]
 
 
 def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
@@ -41,10 +41,17 @@ def _loose(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
     return {k: v for k, v in steps.optim.leaves.items() if not k.startswith(f"{vae.name}$$$")}
 
 
-def _trained(vae: VAE, steps: CapturedSVI) -> list[str]:
-    """The names of the parameters that the optimiser has, in its order."""
+def _trained(vae: VAE, steps: CapturedSVI) -> list[dict[str, Tensor]]:
+    """The parameters that the optimiser has by name, a dict for each of its groups; none that the program has lost."""
     names = {id(leaf): name.removeprefix(f"{vae.name}$$$") for name, leaf in steps.optim.leaves.items()}
-    return [names[id(p)] for group in steps.optim.optimizer.param_groups for p in group["params"]]
+    groups = steps.optim.optimizer.param_groups
+    return [{names[id(p)]: p for p in group["params"] if id(p) in names} for group in groups]
+
+
+def _progress(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, float]:
+    """What an optimiser that adapts by itself keeps beside its parameters: numbers that it did not begin with."""
+    numbers = {k: v for k, v in group.items() if k != "lr" and isinstance(v, int | float) and not isinstance(v, bool)}
+    return {k: v for k, v in numbers.items() if v != defaults.get(k)}
 
 
 def set_weights(vae: VAE, steps: CapturedSVI, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -65,16 +72,17 @@ def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: 
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
     if best is not None:
         tensors |= {f"best.{k}": v for k, v in best[1].items()}
-    optimizer: dict[str, dict[str, Any]] = {}
-    for i, state in steps.optim.optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optim.{i}.{key}"] = value
-            else:
-                optimizer.setdefault(str(i), {})[key] = value
-    info = {"history": list(history), "settings": history.info, "steps": steps.steps, "optimizer": optimizer}
-    info["trained"] = _trained(vae, steps)
+    optim, optimizer, groups = steps.optim.optimizer, {}, []
+    for trained, group in zip(_trained(vae, steps), optim.param_groups, strict=True):
+        groups.append({"names": list(trained), "numbers": _progress(group, optim.defaults)})
+        for name, parameter in trained.items():
+            state = optim.state.get(parameter, {})
+            tensors |= {f"optim.{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+            optimizer[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+    info = {"history": list(history), "settings": history.info, "steps": steps.steps}
+    info |= {"groups": groups, "optimizer": {name: values for name, values in optimizer.items() if values}}
     checkpoint.write(folder, "training", tensors, info | {"best_epoch": None if best is None else best[0]})
+    _mark(folder).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -113,8 +121,31 @@ def alone(folder: str | Path | None) -> Iterator[None]:
 
 
 def has_state(folder: str | Path) -> bool:
-    """Whether a folder holds the state of a training, whole or not."""
-    return (Path(folder) / "training.json").exists()
+    """Whether a folder holds the state of a training, whole or not, and none that was being replaced by another's."""
+    return (Path(folder) / "training.json").exists() and not _mark(folder).exists()
+
+
+def _mark(folder: str | Path) -> Path:
+    return Path(folder) / "training.replaced"
+
+
+class replacing(contextlib.AbstractContextManager[None]):
+    """Mark the state in a folder as one that is being replaced, from the first step to the first writing.
+
+    Until then it stays where it is. An error takes the mark off again: a bad option costs nobody a run. What stops
+    training otherwise does not: it was to be replaced, and is not what a later call goes on with.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.mark = _mark(folder) if folder is not None and has_state(folder) else None
+
+    def __enter__(self) -> None:
+        if self.mark is not None:
+            self.mark.touch()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if self.mark is not None and kind is not None and issubclass(kind, Exception):
+            self.mark.unlink(missing_ok=True)
 
 
 def folders(
@@ -127,8 +158,9 @@ def folders(
         resume = checkpoint if resume and checkpoint is not None and has_state(checkpoint) else None
     if checkpoint is None:
         return resume, resume
-    same = resume is not None and Path(resume).resolve() == Path(checkpoint).resolve()
-    if not (same or overwrite) and has_state(checkpoint):
+    if resume is not None and Path(resume).resolve() == Path(checkpoint).resolve():
+        return checkpoint, checkpoint
+    if not overwrite and has_state(checkpoint):
         raise CheckpointError(
             f"{checkpoint} holds the state of a training, which this one would replace: pass "
             "resume=True to continue it or overwrite=True to replace it, or name another folder"
@@ -150,6 +182,11 @@ def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
 
 def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> Any:
     """Take up a stored state; return the epoch of the best model so far and its weights, or None."""
+    if _mark(folder).exists():
+        raise CheckpointError(
+            f"{folder}: expected a training to go on with, got one that was being replaced by another, which had not "
+            f"written anything yet: begin that one anew, or delete {_mark(folder)} to go on with the one before"
+        )
     tensors, info = checkpoint.read(folder, "training")
     if not isinstance(settings := info.get("settings"), dict) or not settings:
         raise CheckpointError(f"{folder}: damaged: no settings of a run in it")
@@ -162,12 +199,13 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
             part[kind][name] = tensor
-        state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in info["optimizer"].items()}
+        state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in info["optimizer"].items()}
         for key, tensor in part["optim"].items():
-            i, _, name = key.partition(".")
-            state.setdefault(int(i), {})[name] = tensor
-        # Before names were written down, the order was that of the model.
-        trained = [str(name) for name in info.get("trained", _trained(vae, steps))]
+            name, _, of = key.rpartition(".")
+            state.setdefault(name, {})[of] = tensor
+        numbers = {name: dict(group["numbers"]) for group in info["groups"] for name in group["names"]}
+        if lost := state.keys() - numbers.keys():
+            raise KeyError(*sorted(lost))
         rows = [dict(row) for row in info["history"]]
         done, best = int(info["steps"]), None if info["best_epoch"] is None else (int(info["best_epoch"]), part["best"])
         moved = (begun_on := settings["device"]) != here
@@ -176,10 +214,15 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         rng = [part["rng"]["cpu"], *(part["rng"]["cuda"] for _ in kept)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: damaged: no state of training in it: {error!r}") from error
-    state = _in_order(folder, trained, _trained(vae, steps), state)
+    now = _trained(vae, steps)
+    _check_same(folder, set(numbers), {name for names in now for name in names})
     set_weights(vae, steps, part["model"], str(folder))
-    groups = steps.optim.optimizer.state_dict()["param_groups"]
-    steps.optim.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer = steps.optim.optimizer
+    groups = optimizer.state_dict()["param_groups"]
+    # All of a group moved together, so that one of its parameters tells of it.
+    groups = [group | numbers[next(iter(names))] for group, names in zip(groups, now, strict=True)]
+    places = {name: place for place, name in enumerate(name for names in now for name in names)}
+    optimizer.load_state_dict({"state": {places[n]: values for n, values in state.items()}, "param_groups": groups})
     torch.set_rng_state(rng[0])
     for device in kept:
         torch.cuda.set_rng_state(rng[1], device)
@@ -198,18 +241,12 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
     return best
 
 
-def _in_order(folder: str | Path, then: list[str], now: list[str], state: dict[int, Any]) -> dict[int, Any]:
-    """What an optimiser keeps of every parameter, by the parameter's place in the one that there is now."""
-    if set(then) != set(now):
-        idle, joined = (", ".join(sorted(set(a) - set(b))) for a, b in ((then, now), (now, then)))
+def _check_same(folder: str | Path, then: set[str], now: set[str]) -> None:
+    """Raise unless the same parameters are trained as then."""
+    if then != now:
+        idle, joined = (", ".join(sorted(a - b)) for a, b in ((then, now), (now, then)))
         changed = [f"{how}: {names}" for how, names in (("then alone", idle), ("now alone", joined)) if names]
         raise CheckpointError(
             f"{folder}: expected the same parameters to be trained as then, got {'; '.join(changed)}: set "
             "requires_grad as it was, or train anew in another folder"
         )
-    if not all(0 <= i < len(then) for i in state):
-        raise CheckpointError(
-            f"{folder}: expected the state of {len(then)} parameters that are trained, got that of {max(state) + 1}: "
-            "set requires_grad as it was, or train anew in another folder"
-        )
-    return {now.index(then[i]): values for i, values in state.items()}

@@ -38,7 +38,7 @@ from .history import History, bound_name
 from .model import VAE
 from .model.checks import check_not_nan
 from .objectives import Trace_ELBO
-from .state import alone, folders, has_state, restore, set_weights, store, weights
+from .state import alone, folders, replacing, restore, set_weights, store, weights
 
 __all__ = ["fit"]
 
@@ -102,13 +102,13 @@ def fit(
         seed: of every random number in training, whatever the caller's generators, which are left as they were; None
             uses those. The first weights are drawn when the model is built: ``torch.manual_seed`` before that.
         checkpoint: a folder to write the state of training to.
-        checkpoint_every: how many epochs from one writing to the next; the last epoch is always written, and if it is
-            more than one, so is the beginning.
+        checkpoint_every: how many epochs from one writing to the next; the first and the last are always written.
         resume: such a folder to continue from, bit for bit where ``epochs``, ``lr`` and ``beta`` are what they were and
             the data are tensors; it is also written to unless ``checkpoint`` names another. True is to continue from
             ``checkpoint`` if there is a state in it, and else to begin, so that a script can be run again and again.
             From a GPU to a CPU and back a run goes on with a warning: not bit for bit.
-        overwrite: let the state of another training in ``checkpoint`` be replaced, which otherwise is an error.
+        overwrite: let the state of another training in ``checkpoint`` be replaced, which otherwise is an error. That
+            happens when the first epoch of this one is written, and an error before leaves it as it was.
         callbacks: one or several, called as ``callback(vae, history)`` after every epoch; one that returns True ends
             training, and is asked again where that is resumed.
         progress: show a bar.
@@ -136,35 +136,15 @@ def fit(
     lr_at, beta_at = _schedule("lr", lr), None if beta is None else _schedule("beta", beta)
     if not lr_at(1) > 0:
         raise ConfigError(f"expected lr > 0, got {lr_at(1)}")
-    if isinstance(optim, PyroOptim | torch.optim.Optimizer) or not callable(optim):
-        raise PartError(
-            f"optim: expected a class such as torch.optim.Adam, got {type(optim).__name__}: pass lr= beside"
-        )
-    if isinstance(optim, functools.partial) and "lr" in optim.keywords:
-        raise ConfigError(
-            "optim: expected options other than lr, such as functools.partial(torch.optim.AdamW, weight_decay=0.01), "
-            f"got lr={optim.keywords['lr']}: pass lr= to fit"
-        )
+    _check_optim(optim)
     if clip is not None and not clip > 0:
         raise ConfigError(f"expected clip > 0, got {clip}")
     if patience is not None:
         check_positive(patience=patience)
         if valid is None:
             raise ConfigError("patience needs validation data: pass valid=")
-    if objective is not None and not isinstance(objective, ELBO):
-        kind = objective if isinstance(objective, type) else type(objective)
-        way_out = f" itself: call it, {kind.__name__}()" if kind is objective else ""
-        raise PartError(f"objective: expected a Pyro ELBO such as Trace_ELBO(), got {kind.__name__}{way_out}")
-    if isinstance(objective, ReweightedWakeSleep):
-        raise PartError(
-            "objective: expected an ELBO with one loss, got ReweightedWakeSleep, which has two: train it with "
-            "pyro.infer.SVI"
-        )
-    if type(objective).__name__.startswith("Jit"):
-        raise PartError(
-            f"objective: expected an ELBO as it is, got {type(objective).__name__}, which compiles itself: take "
-            f"{type(objective).__name__.removeprefix('Jit')}(), which is recorded here (capture=)"
-        )
+    objective = Trace_ELBO() if objective is None else objective
+    _check_objective(objective)
     callbacks = [callbacks] if callable(callbacks) else callbacks
     checkpoint, resume = folders(checkpoint, resume, overwrite)
     device = find_device(device)
@@ -180,32 +160,9 @@ def fit(
         if resume is None:
             batches.start()
 
-    objective = Trace_ELBO() if objective is None else objective
     history = History(
-        info={
-            "rows": batches.rows,
-            "binarize": batches.binarize,
-            "batch_size": batches.batch_size,
-            "seed": seed,
-            # Where in memory a function is, in the repr of a partial of it, is another place in every process.
-            "optim": getattr(optim, "__name__", re.sub(" at 0x[0-9a-f]+", "", repr(optim))),
-            "clip": clip,
-            "objective": type(objective).__name__,
-            # Pyro writes what it guessed of the plates into the objective, which changes no result.
-            "objective_options": {
-                k: repr(v)
-                for k, v in vars(objective).items()
-                if isinstance(v, bool | int | float) and k != "max_plate_nesting" and not k.startswith("_")
-            },
-            "precision": precision,
-            "data": batches.digest(),
-            # Its kind alone: one device goes by several names, cpu and cpu:0.
-            "device": device.type,
-            "model": _described(vae),
-        }
+        info=_settings(vae, batches, objective, optim, seed, clip, precision, None if beta_at else vae.beta)
     )
-    if beta is None:
-        history.info["beta"] = vae.beta
     steps = CapturedSVI(
         vae.model,
         vae.guide,
@@ -239,6 +196,8 @@ def fit(
         alone(checkpoint),
     ):
         try:
+            # Another may have trained there while this one waited for its data.
+            folders(checkpoint, resume, overwrite)
             shapes = batches.shapes()
             if (begin := getattr(objective, "begin_epoch", None)) is not None:
                 begin(1)
@@ -250,14 +209,16 @@ def fit(
                         f"patience: {resume} was written without it at times, or for another β, and has not kept the "
                         "best model: resume without patience, or train anew with it"
                     )
-            begun = len(history)
+            begun, last = len(history), epochs
+            if begun:
+                # As it was at the end of an epoch, which is when callbacks see it.
+                vae.eval()
+                vae.beta = history[-1]["beta"]
             # Where a callback ended it, that is asked again: a limit of time begins anew, a criterion does not.
-            last = begun if history.info.pop("stopped", False) and asked() else epochs
-            if checkpoint is not None and resume is None and (checkpoint_every > 1 or has_state(checkpoint)):
-                # What is there would else be gone on with, if this training were stopped before its first writing.
-                store(checkpoint, vae, steps, history, best)
+            if history.info.pop("stopped", False) and asked():
+                last = begun
             bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress, dynamic_ncols=True)
-            with bar:
+            with bar, replacing(None if resume == checkpoint else checkpoint):
                 for epoch in range(begun + 1, last + 1):
                     if patience is not None and best is not None and len(history) - best[0] >= patience:
                         break
@@ -275,7 +236,8 @@ def fit(
                     history.append(row)
                     if patience is not None and history.best_epoch(last_beta) == epoch:
                         best = epoch, {k: v.clone() for k, v in weights(vae, steps).items()}
-                    written = epoch % checkpoint_every == 0 or epoch == epochs
+                    history.info["capture"] = steps.backend
+                    written = epoch % checkpoint_every == 0 or epoch in (1, epochs)
                     if checkpoint is not None and written:
                         store(checkpoint, vae, steps, history, best)
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
@@ -312,6 +274,70 @@ def _schedule(name: str, value: Schedule) -> Callable[[int], float]:
 
     at(1)
     return at
+
+
+def _check_optim(optim: Any) -> None:
+    if isinstance(optim, PyroOptim | torch.optim.Optimizer) or not callable(optim):
+        raise PartError(
+            f"optim: expected a class such as torch.optim.Adam, got {type(optim).__name__}: pass lr= beside"
+        )
+    if isinstance(optim, functools.partial) and "lr" in optim.keywords:
+        raise ConfigError(
+            "optim: expected options other than lr, such as functools.partial(torch.optim.AdamW, weight_decay=0.01), "
+            f"got lr={optim.keywords['lr']}: pass lr= to fit"
+        )
+
+
+def _check_objective(objective: Any) -> None:
+    if not isinstance(objective, ELBO):
+        kind = objective if isinstance(objective, type) else type(objective)
+        way_out = f" itself: call it, {kind.__name__}()" if kind is objective else ""
+        raise PartError(f"objective: expected a Pyro ELBO such as Trace_ELBO(), got {kind.__name__}{way_out}")
+    if isinstance(objective, ReweightedWakeSleep):
+        raise PartError(
+            "objective: expected an ELBO with one loss, got ReweightedWakeSleep, which has two: train it with "
+            "pyro.infer.SVI"
+        )
+    if type(objective).__name__.startswith("Jit"):
+        raise PartError(
+            f"objective: expected an ELBO as it is, got {type(objective).__name__}, which compiles itself: take "
+            f"{type(objective).__name__.removeprefix('Jit')}(), which is recorded here (capture=)"
+        )
+
+
+def _settings(
+    vae: VAE,
+    batches: Batches,
+    objective: ELBO,
+    optim: Any,
+    seed: int | None,
+    clip: float | None,
+    precision: str,
+    beta: float | None,
+) -> dict[str, Any]:
+    """What makes a run this one and no other, as JSON has it; epochs, the rate and a scheduled β may change."""
+    settings = {
+        "rows": batches.rows,
+        "binarize": batches.binarize,
+        "batch_size": batches.batch_size,
+        "seed": seed,
+        # Where in memory a function is, in the repr of a partial of it, is another place in every process.
+        "optim": getattr(optim, "__name__", re.sub(" at 0x[0-9a-f]+", "", repr(optim))),
+        "clip": clip,
+        "objective": type(objective).__name__,
+        # Pyro writes what it guessed of the plates into the objective, which changes no result.
+        "objective_options": {
+            k: repr(v)
+            for k, v in vars(objective).items()
+            if isinstance(v, bool | int | float) and k != "max_plate_nesting" and not k.startswith("_")
+        },
+        "precision": precision,
+        "data": batches.digest(),
+        # Its kind alone: one device goes by several names, cpu and cpu:0.
+        "device": batches.device.type,
+        "model": _described(vae),
+    }
+    return settings if beta is None else settings | {"beta": beta}
 
 
 def _described(vae: VAE) -> dict[str, Any] | None:

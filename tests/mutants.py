@@ -570,8 +570,8 @@ MUTANTS = [
     Mutant(
         "moments that are restored by place and not by name",
         "state.py",
-        "{now.index(then[i]): values",
-        "{i: values",
+        "{places[n]: values for n, values in state.items()}",
+        "dict(enumerate(state.values()))",
         "test_training.py::test_what_joined_in_another_order_resumes_bit_identically",
     ),
     Mutant(

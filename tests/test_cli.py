@@ -846,6 +846,33 @@ def test_the_objective_that_was_trained_is_audited(tmp_path: Path, capsys: Any) 
     assert "TraceMeanField_ELBO, IWAE(k=3)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (
+            ["--prior", "Chain", "--prior.first", "Standard", "--prior.second", "{name: MAF, transforms: 1}"],
+            {"name": "Chain", "first": {"name": "Standard"}, "second": {"name": "MAF", "transforms": 1}},
+        ),
+        # Which a prior is never given of what the others share.
+        (["--prior", "Gaussian", "--prior.hidden", "[8]"], {"name": "Gaussian", "hidden": [8]}),
+    ],
+)
+def test_a_runs_configuration_says_what_was_chosen_and_can_be_edited(
+    words: list[str], kept: dict[str, Any], tmp_path: Path
+) -> None:
+    train(run := tmp_path / "run", "--evaluate", "false", "--latent", "4", *words)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["prior"] == kept
+    ok("train", "--resume", "--out", str(run), "--epochs", "2")
+    (file := tmp_path / "edited.yaml").write_text(yaml.safe_dump(config | {"latent": 6}))
+    ok("train", "--config", str(file), "--out", str(again := tmp_path / "again"))
+    before, after = (yaml.safe_load((out / "config.yaml").read_text()) for out in (run, again))
+    assert after["prior"] == before["prior"] == kept
+    assert pv.load(again).prior.features == 6
+    hidden = [pv.presets.to_dict(pv.load(out))["prior"].get("hidden") for out in (run, again)]
+    assert hidden[0] == hidden[1]
+
+
 def test_the_words_win_over_the_configuration(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("{data: bars.npz, prior: {name: NSF, transforms: 2}, latent: 3, lr: 0.01}")
@@ -1014,6 +1041,41 @@ def test_overwriting_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert not (tmp_path / "samples.png").exists()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"] == "ae"
     assert pv.load(tmp_path).prior is None
+
+
+def test_a_run_that_is_interrupted_in_its_first_epoch_has_written_nothing(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """A state without its configuration would be resumed with the defaults of everything."""
+    out = tmp_path / "run"
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ppl_vae.training.train_epoch", interrupt)
+        words = ["train", "--data", "bars.npz", "--out", str(out), *TINY, "--checkpoint_every", "10", "--lr", "0.1"]
+        assert main(words) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "ppl-vae: interrupted"
+    assert "resume" not in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(out)]) == 2
+    assert "expected a run in" in capsys.readouterr().err
+
+
+def test_a_state_without_its_configuration_is_not_resumed(tmp_path: Path, capsys: Any) -> None:
+    source = pv.data.load("bars.npz")
+    vae = pv.cvae(
+        source.x_shape, 2, source.classes or 0, levels=source.levels, likelihood="Binomial", range=source.range
+    )
+    pv.fit(vae, source.train, epochs=1, checkpoint=tmp_path, progress=False)
+    assert main(["train", "--data", "bars.npz", "--resume", "--out", str(tmp_path)]) == 2
+    assert "with its config.yaml, got one without: fit(resume=...) goes on" in capsys.readouterr().err
+
+
+def test_to_resume_and_to_overwrite_are_two_things(tmp_path: Path, capsys: Any) -> None:
+    train(tmp_path)
+    assert main(["train", "--resume", "--overwrite", "--out", str(tmp_path)]) == 2
+    assert "--overwrite, to replace it, got both" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_can_be_resumed(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
@@ -12,7 +13,7 @@ import pickle
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ppl_vae.capture import CapturedSVI
 from ppl_vae.data import Split
 from ppl_vae.errors import CheckpointError, ConfigError, DataError, LabelError, NonFiniteError, PartError, ShapeError
 from ppl_vae.objectives import Analytic, warmup
+from ppl_vae.state import alone
 
 N, D = 20, 6
 
@@ -829,7 +831,7 @@ def test_one_line_begins_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_state_may_be_written_less_often(tmp_path: Path) -> None:
-    """At the beginning, every third epoch, and after the last; the run that goes on from the third is the same."""
+    """After the first epoch, every third, and the last; the run that goes on from the third is the same."""
     x, first = binary(), a_vae()
     whole, resumed, folder = copy.deepcopy(first), copy.deepcopy(first), tmp_path / "run"
     history = run(whole, x, epochs=7)
@@ -843,14 +845,14 @@ def test_a_state_may_be_written_less_often(tmp_path: Path) -> None:
     options: dict[str, Any] = {"epochs": 7, "checkpoint": folder, "checkpoint_every": 3}
     with pytest.raises(KeyboardInterrupt):
         run(copy.deepcopy(first), x, callbacks=look, **options)
-    assert written == [0, 0, 3, 3, 3]
+    assert written == [1, 1, 3, 3, 3]
     assert numbers(run(resumed, x, resume=True, **options)) == numbers(history)
     assert same(weights(whole), weights(resumed))
     assert len(json.loads((folder / "training.json").read_text())["history"]) == 7
-    # A training that is to be replaced is, before the first epoch of the new one is over.
+    # A training that is to be replaced is with the first epoch of the new one.
     with pytest.raises(KeyboardInterrupt):
         run(copy.deepcopy(first), x, callbacks=look, overwrite=True, **options)
-    assert written[5] == 0
+    assert written[5] == 1
     stopped = run(copy.deepcopy(first), x, callbacks=lambda vae, h: len(h) == 4, overwrite=True, **options)
     assert len(stopped) == len(json.loads((folder / "training.json").read_text())["history"]) == 4
     with pytest.raises(ConfigError, match="checkpoint_every"):
@@ -1458,21 +1460,43 @@ def test_a_run_of_other_parameters_is_not_resumed(fused: bool, tmp_path: Path) -
     run(vae, x, epochs=3, resume=tmp_path, optim=optim)
 
 
-def test_a_state_without_names_is_of_the_order_of_the_model(tmp_path: Path) -> None:
-    """As they once were written; of more parameters than are trained now it is refused, and nothing is changed."""
+class Adapting(torch.optim.SGD):
+    """Its rate falls with a number that it keeps in its groups, as optimisers do that set their own rate."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["taken"] = group.get("taken", 0) + 1
+            group["damping"] = group.get("damping", 1.0) * 0.9
+            for parameter in group["params"]:
+                parameter.grad.mul_(group["damping"])
+        return super().step(closure)
+
+
+def test_what_an_optimiser_keeps_beside_its_parameters_is_resumed(tmp_path: Path) -> None:
     x, vae = binary(), a_vae()
-    run(vae, x, checkpoint=tmp_path)
-    path = tmp_path / "training.json"
-    record = json.loads(path.read_text())
-    del record["trained"]
-    path.write_text(json.dumps(record))
-    vae.likelihood.requires_grad_(False)
-    before = weights(vae)
-    with pytest.raises(CheckpointError, match=r"the state of 4 parameters that are trained, got that of 8"):
-        run(vae, x, epochs=3, resume=tmp_path)
-    assert same(weights(vae), before)
-    vae.likelihood.requires_grad_(True)
-    assert len(run(vae, x, epochs=3, resume=tmp_path)) == 3
+    other = copy.deepcopy(vae)
+    whole = run(vae, x, epochs=4, optim=Adapting, lr=0.1)
+    run(other, x, epochs=2, optim=Adapting, lr=0.1, checkpoint=tmp_path)
+    (group,) = json.loads((tmp_path / "training.json").read_text())["groups"]
+    steps = 2 * math.ceil(N / 8)
+    assert group["numbers"] == {"taken": steps, "damping": pytest.approx(0.9**steps)}
+    assert numbers(run(other, x, epochs=4, optim=Adapting, lr=0.1, resume=tmp_path)) == numbers(whole)
+    assert same(weights(other), weights(vae))
+
+
+def test_a_parameter_that_a_callback_makes_anew_is_trained_and_the_old_one_forgotten(tmp_path: Path) -> None:
+    def anew(vae: pv.VAE, history: pv.History) -> None:
+        if len(history) == 1:
+            store = pyro.get_param_store()
+            del store["prior_loc"]
+            pyro.param("prior_loc", torch.full((2,), 3.0))
+
+    run(a_vae_with_learned_function(), binary(), epochs=3, checkpoint=tmp_path, callbacks=anew)
+    (first, second) = json.loads((tmp_path / "training.json").read_text())["groups"]
+    assert "param" not in str(first["names"])
+    assert "prior_loc" not in first["names"]
+    assert second["names"] == ["prior_loc"]
+    assert not torch.equal(pyro.param("prior_loc"), torch.full((2,), 3.0))
 
 
 def test_what_joined_in_another_order_resumes_bit_identically(tmp_path: Path) -> None:
@@ -1511,15 +1535,53 @@ def test_what_joins_later_is_trained_at_the_rate_of_then() -> None:
 
 
 def test_a_run_that_is_replaced_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in its first epoch, the new one is what resume=True goes on with."""
+    """Killed in its first epoch, the new one is what resume=True begins; the old one is still there for whom asks."""
     x = binary()
     options: dict[str, Any] = {"epochs": 3, "checkpoint": tmp_path}
     run(a_vae(), x, lr=1e-3, **options)
+    before = (tmp_path / "training.json").read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr("ppl_vae.training.train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(a_vae(), x, lr=1e-2, overwrite=True, **options)
+    assert (tmp_path / "training.json").read_bytes() == before
+    with pytest.raises(
+        CheckpointError, match=r"being replaced .* or delete .*training\.replaced to go on with the one"
+    ):
+        run(a_vae(), x, epochs=4, resume=tmp_path)
     assert run(a_vae(), x, lr=1e-2, resume=True, **options).column("lr") == [0.01] * 3
+    assert not (tmp_path / "training.replaced").exists()
+
+
+def test_an_error_before_the_first_writing_costs_nobody_a_run(tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+    run(vae, x, checkpoint=tmp_path)
+
+    before = (tmp_path / "training.json").read_bytes()
+    with pytest.raises(NonFiniteError):
+        run(a_vae(), x, lr=1e30, optim=torch.optim.SGD, overwrite=True, checkpoint=tmp_path)
+    assert (tmp_path / "training.json").read_bytes() == before
+    assert len(run(vae, x, epochs=3, resume=tmp_path)) == 3
+
+
+def test_a_training_that_another_finished_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the check and the lock, where data are read and looked at."""
+    x, begun = binary(), []
+
+    @contextlib.contextmanager
+    def late(folder: Any) -> Iterator[None]:
+        if not begun:
+            begun.append(folder)
+            run(a_vae(), x, checkpoint=tmp_path)
+        with alone(folder):
+            yield
+
+    monkeypatch.setattr("ppl_vae.training.alone", late)
+    with pytest.raises(CheckpointError, match="holds the state of a training, which this one would replace"):
+        run(a_vae(), x, epochs=1, checkpoint=tmp_path)
+    assert len(json.loads((tmp_path / "training.json").read_text())["history"]) == 2
 
 
 def interrupted(*args: Any) -> None:
@@ -1543,6 +1605,33 @@ def test_a_run_that_a_callback_ended_is_asked_whether_it_stays_ended(tmp_path: P
     asked.clear()
     assert len(run(vae, x, callbacks=enough, **options | {"epochs": 6})) == 6
     assert asked == [6]
+
+
+def test_a_callback_that_is_asked_again_finds_the_model_as_after_an_epoch(tmp_path: Path) -> None:
+    """In evaluation mode, at the last β: what it computes is the same, and moves no running statistics."""
+    x, modes = binary(), []
+
+    def enough(vae: pv.VAE, history: pv.History) -> bool:
+        vae.reconstruct(x)
+        modes.append((vae.training, vae.beta, len(history)))
+        return len(history) == 2 and len(modes) < 5
+
+    def normed() -> pv.VAE:
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+        return pv.VAE(
+            pv.priors.Standard(2), pv.likelihoods.Bernoulli((D,), 2), pv.encoders.Gaussian(2, (D,), network=body)
+        )
+
+    options: dict[str, Any] = {"epochs": 4, "beta": warmup(4)}
+    whole = run(first := normed(), x, **options)
+    for stays in (True, True, True, False):
+        history = run(vae := normed(), x, callbacks=enough, checkpoint=tmp_path, resume=True, **options)
+        assert len(history) == (2 if stays else 4)
+        assert vae.beta == history[-1]["beta"]
+    assert modes[2:5] == [(False, whole[1]["beta"], 2)] * 3
+    assert numbers(history) == numbers(whole)
+    assert same(weights(vae), weights(first))
 
 
 def test_a_function_that_makes_the_optimiser_is_the_same_in_another_process(tmp_path: Path) -> None:

@@ -77,11 +77,16 @@ def train(words: list[str]) -> None:
     if options.print_config:
         print(_as_yaml(typed | made), end="")
         return
-    text = _as_yaml(typed | {k: d and _without_shared(d, options[k], options) for k, d in made.items()})
+    shared = {"features": options.latent, "hidden": options.hidden, "network": options.network}
+    # Of what parts share, a prior is given the number of features alone.
+    of = {kind: {"features": options.latent} if kind == "prior" else shared for kind in PARTS}
+    text = _as_yaml(typed | {k: d and _as_chosen(d, options[k].as_dict(), of[k]) for k, d in made.items()})
     how = options.objective.as_dict()
     objective = presets.lookup(presets.OBJECTIVES, how.pop("name"), "objective name")(**how)
     if options.warmup < 0:
         raise ConfigError(f"--warmup: expected a number of epochs, 0 for none, got {options.warmup}")
+    if options.patience and not len(source.valid):
+        raise ConfigError(f"--patience: expected rows to validate on, and {source.name} has none: leave it out")
     out = _run_folder(options)
     records = _Records(out, text)
     try:
@@ -109,7 +114,7 @@ def train(words: list[str]) -> None:
             out.rmdir()  # Only if it is empty: nothing was trained.
         raise
     except KeyboardInterrupt:
-        if has_state(out):
+        if records.written:
             print(f"what was written last is in {out}: ppl-vae train --resume --out {out} goes on", file=sys.stderr)
         raise
     save(vae, out, data=source.describe() | {"test_rows": fingerprint(source.test)})
@@ -138,9 +143,16 @@ def _read_config(words: list[str]) -> dict[str, Any]:
             break
     else:
         out = _typed("out", words) if "--resume" in words else None
-        if out is None or not Path(out, "config.yaml").is_file():
+        if out is None:
             return {}
         file = str(Path(out, "config.yaml"))
+        if not Path(file).is_file():
+            if not has_state(out):
+                return {}
+            raise ConfigError(
+                f"--resume: expected a run of ppl-vae train in {out}, with its config.yaml, got one without: "
+                "fit(resume=...) goes on with it in Python, or name the options that it had in --config"
+            )
     try:
         config = yaml.safe_load(Path(file).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -170,11 +182,14 @@ def _as_typed(part: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, A
     return {key: value for key, value in inner.items() if key not in shared or value != shared[key]}
 
 
-def _without_shared(part: Mapping[str, Any], typed: Namespace, options: Namespace) -> dict[str, Any]:
+def _as_chosen(part: Mapping[str, Any], typed: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
     """A part without what parts share and nobody typed: who edits ``latent`` in a file means all of them."""
+    # A part within a part may have been typed as a name.
+    typed = typed if isinstance(typed, Mapping) else {}
     filled_in = {key for key in (*SHARED, "network") if typed.get(key) is None}
-    shared = {"features": options.latent, "hidden": options.hidden, "network": options.network}
-    return _as_typed({key: value for key, value in part.items() if key not in filled_in}, shared)
+    chosen = {key: value for key, value in part.items() if key not in filled_in}
+    inner = {k: _as_chosen(v, typed.get(k), shared) if isinstance(v, dict) else v for k, v in chosen.items()}
+    return {key: value for key, value in inner.items() if key not in shared or value != shared[key]}
 
 
 def _typed(option: str, words: list[str]) -> str | None:
@@ -249,7 +264,7 @@ def _build(options: Namespace, defaults: Namespace, source: data.Data) -> VAE:
     if "likelihood" not in specs and model != "ae":
         specs["likelihood"] = "Gaussian" if source.levels is None else "Binomial" if source.levels > 2 else "Bernoulli"
     if model == "ae" and "prior" in specs:
-        raise ConfigError("an autoencoder has no prior: leave --prior out, or take --model vae")
+        raise ConfigError("an autoencoder has no prior: leave --prior out, and prior in the file, or take --model vae")
     if model == "cvae" and source.classes is None:
         raise ConfigError(f"--model cvae: expected data with labels, and {source.name} has none: take --model vae")
     shared = {key: options[key] for key in ("hidden", "network", "beta")}
@@ -269,6 +284,10 @@ def _run_folder(options: Namespace) -> Path:
         raise ConfigError("train: expected --out, the folder of the run")
     out = Path(options.out)
     there = any((out / name).exists() for name in ("config.yaml", "training.json", "model.json"))
+    if options.resume and options.overwrite:
+        raise ConfigError(
+            "expected --resume, to continue the run that is there, or --overwrite, to replace it, got both"
+        )
     if options.resume and not there:
         raise ConfigError(f"--resume: expected a run in {out}, found none")
     if there and not options.resume and not options.overwrite:

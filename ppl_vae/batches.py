@@ -158,28 +158,28 @@ class Batches:
         if not waiting:
             return
         needed = max(number if isinstance(number := getattr(p, "components", 0), int) else 0 for p in waiting)
-        x, y = self._rows(needed)
+        x = self._rows(needed)
         for part in waiting:
-            part.start_from(x, y)  # type: ignore[operator]
+            part.start_from(x)  # type: ignore[operator]
 
-    def _rows(self, needed: int) -> tuple[Tensor, Tensor | None]:
+    def _rows(self, needed: int) -> Tensor:
         """At least so many rows, where there are as many; pixels that are not seen are the mean of those that are."""
-        batches = [(self._values(self.x), self.y, self.mask)]
+        batches = [(self._values(self.x), self.mask)]
         if self.loader is not None and len(self.x) < needed:
             # From the start, as a loader that shuffles could give rows of the first batch again.
             batches = []
             for batch in self.loader:
                 x, y, mask = self._unpack(batch, from_dataset=True)
                 self._check(x, y, mask)
-                batches.append((x.to(self.vae._beta), y, mask))
-                if sum(len(x) for x, *_ in batches) >= needed:
+                batches.append((x.to(self.vae._beta), mask))
+                if sum(len(x) for x, _ in batches) >= needed:
                     break
-        xs, ys, masks = zip(*batches, strict=True)
-        x, y = torch.cat(xs), None if any(y is None for y in ys) else torch.cat(ys)
+        xs, masks = zip(*batches, strict=True)
+        x = torch.cat(xs)
         if all(mask is None for mask in masks):
-            return x, y
+            return x
         seen = [torch.ones_like(x, dtype=torch.bool) if m is None else m for x, m in zip(xs, masks, strict=True)]
-        return _filled(x, torch.cat([mask.to(x.device) for mask in seen])), y
+        return _filled(x, torch.cat([mask.to(x.device) for mask in seen]))
 
     def shuffled(self) -> Iterator[tuple[Any, ...]]:
         """Yield the inputs of an epoch's steps: indices of all rows in random order, or what the loader gives."""

@@ -298,10 +298,10 @@ class Vamp(Part):
         return getattr(self.encoder, "features", None)
 
     @torch.no_grad()
-    def start_from(self, x: Any, y: Any = None) -> None:
+    def start_from(self, x: Any) -> None:
         """Take K random rows of x (N, *x_shape), no row twice, for the pseudo-inputs, unless they have been started.
 
-        A pseudo-input stands for every y, so y is not looked at.
+        A pseudo-input stands for every y.
 
         Raises:
             ShapeError: if a row is no x.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .data import Split
-from .errors import ConfigError, DataError, ShapeError
+from .data import Split, as_tensor
+from .errors import ConfigError, DataError, LabelError, ShapeError
 from .model import VAE
 from .networks import widest
 
@@ -77,13 +77,14 @@ class Batches:
             # A data set carries labels by nature; a model that has no y does not look at them.
             y = None
         try:
-            # Rows are given, and none of what made them is trained.
-            x, y = torch.as_tensor(x).detach(), None if y is None else torch.as_tensor(y).detach()
+            x = torch.as_tensor(x)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
                 "expected x, (x, y), (x, y, mask), a Split (of a data set, pass data.train), a Dataset or a DataLoader "
                 f"that gives one of these, got {type(batch).__name__}: {error}"
             ) from error
+        # Rows are given, and none of what made them is trained.
+        x, y = as_tensor(x).detach(), None if y is None else as_tensor(y, "y", LabelError).detach()
         if not x.dim():
             raise ShapeError("x: expected (N, *x_shape), got a number")
         like_x = y is not None and mask is None and y.dtype == torch.bool and y.shape == x.shape and x.dim() > 1

@@ -585,6 +585,41 @@ def test_a_split_is_no_tensor(ask):
             ask(vae(), rows)
 
 
+def fit(model, x, y=None, mask=None):
+    return pv.fit(model, (x, y, mask), epochs=1, capture="off", progress=False)
+
+
+@pytest.mark.parametrize("ask", [fit, VAE.check, VAE.encode, VAE.embed, VAE.log_prob, loss])
+def test_complex_numbers_are_not_taken_for_their_real_part(ask):
+    y = torch.arange(N) % 3
+    with pytest.raises(DataError, match=r"^x: expected real numbers, got torch\.complex64: .*view_as_real\(x\)"):
+        ask(cvae(), binary() + 1j, y)
+    model = vae(condition=pv.conditions.Continuous(1))
+    with pytest.raises(LabelError, match=r"^y: expected real numbers, got torch\.complex64: .*view_as_real\(y\)"):
+        ask(model, binary(), y[:, None] + 1j)
+
+
+@pytest.mark.parametrize("ask", [fit, VAE.check, VAE.check_values, VAE.encode, VAE.log_prob, VAE.impute, loss])
+def test_what_is_no_tensor_is_told_why(ask):
+    x, y = binary(), np.arange(N) % 3
+    for words, reason in ((["a"] * N, "numpy.unique"), (y[::-1], "got ndarray: At least one stride .* negative")):
+        with pytest.raises(LabelError, match=rf"^y: expected a tensor, .*{reason}"):
+            ask(cvae(), x, words, **{"mask": x == 0} if ask is VAE.impute else {})
+    if ask not in (fit, loss):
+        with pytest.raises(DataError, match=r"^x: expected a tensor, got ndarray: .*stride.*data\.test\.x"):
+            ask(cvae(), x.numpy()[::-1], **{"mask": x == 0} if ask is VAE.impute else {})
+    if ask is not VAE.encode:
+        with pytest.raises(DataError, match=r"^mask: expected a tensor, got ndarray: .*stride.*isnan"):
+            ask(cvae(), x, y, mask=(x == 0).numpy()[::-1])
+
+
+def test_labels_that_may_be_missing_are_told_why_they_are_none():
+    model = pv.SemiSupervised(cvae(), encoders.Classifier(3, IMAGE, hidden=(8,)))
+    for ask in (fit, loss, pv.SemiSupervised.check_training):
+        with pytest.raises(LabelError, match=r"^y: expected a tensor, got list"):
+            ask(model, binary(), ["a"] * N)
+
+
 def test_a_schedule_is_no_beta():
     with pytest.raises(ConfigError, match=r"a schedule goes to fit\(beta=\.\.\.\)"):
         vae(beta=pv.objectives.warmup(3))
@@ -716,6 +751,23 @@ class Exact(nn.Module):
 def exact(batch_dtype=torch.float64):
     model = VAE(priors.Standard(3), lambda z, c: dist.Normal(z, 1.0).to_event(1), Exact())
     return model.to(batch_dtype)
+
+
+def test_a_wrapped_likelihood_need_not_say_its_shape():
+    x, y = torch.randn(N, 3), torch.arange(N) % 3
+    likelihood = Unconditional(lambda z, c: dist.Normal(z, 1.0).to_event(1))
+    model = VAE(priors.Gaussian(3, 3, hidden=()), likelihood, encoders.Gaussian(3, (3,), 3, hidden=()), OneHot(3))
+    assert len(fit(model, x, y)) == 1
+    model.check(x, y)
+    assert model.log_prob(x, y, samples=2).shape == (N,)
+    assert model.log_prob(x[0], y[0], samples=2).shape == ()
+
+
+def test_a_proposal_of_ones_own_is_asked_of_one_datum():
+    x = torch.randn(3, dtype=torch.float64)
+    expected = dist.Normal(torch.zeros(3).double(), math.sqrt(2)).to_event(1).log_prob(x)
+    (found,) = exact().log_weights(x, samples=4, proposal=lambda x: Exact()(x, None))
+    torch.testing.assert_close(found, expected.expand(4), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("n", [1, 7, 64])

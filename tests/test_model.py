@@ -69,6 +69,10 @@ def train(model, x, y=None, steps=3):
     return snapshot(model)
 
 
+def fit(model, x, y=None, mask=None):
+    return pv.fit(model, (x, y, mask), epochs=1, capture="off", progress=False)
+
+
 def snapshot(model):
     return [p.detach().clone() for p in model.parameters()]
 
@@ -162,6 +166,60 @@ def test_unregister_leaves_nothing_that_keeps_the_model_alive():
     del model
     gc.collect()
     assert watch() is None
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_models_that_share_parts_unregister_in_any_order(first):
+    x, a = binary(), vae()
+    b = VAE(priors.Gaussian(LATENT), a.likelihood, a.encoder)
+    train(a, x)
+    train(b, x)
+    gone, left = (a, b)[first], (a, b)[1 - first]
+    gone.unregister()
+    store = pyro.get_param_store()
+    names = {f"{left.name}$$${key}": parameter for key, parameter in left.named_parameters()}
+    assert set(store) == set(names)
+    assert all(store.param_name(parameter) == name for name, parameter in names.items())
+    train(left, x)
+    left.unregister()
+    assert not list(store)
+    assert not store._param_to_name
+
+
+def test_a_fit_beside_a_model_of_the_same_parts_has_its_history():
+    x, a = binary(), vae()
+    b = VAE(priors.Gaussian(LATENT), a.likelihood, a.encoder)
+    svi = SVI(a.model, a.guide, pyro.optim.Adam(lambda name: {"lr": 0.01 if "encoder" in name else 0.02}), Trace_ELBO())
+    svi.step(x)
+    assert len(fit(b, x)) == 1
+    # A rate by the name of a parameter, which Pyro looks up.
+    svi.step(x)
+    assert len(fit(a, x)) == 1
+
+
+class Transposed(nn.Module):
+    """A linear encoder whose weights are the transpose of what they were made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12, LATENT).T)
+
+    def forward(self, x, c):
+        return dist.Normal(x.flatten(-3) @ self.weight.T, 1.0).to_event(1)
+
+
+def test_weights_that_are_not_contiguous_are_told_so():
+    x, model = binary(), vae()
+    transposed = VAE(priors.Standard(LATENT), model.likelihood, Transposed())
+    with pytest.raises(PartError, match=r"encoder\.weight: .*contiguous.*strides \(1, 2\) for \(2, 12\)"):
+        fit(transposed, x)
+    transposed.encoder.weight = nn.Parameter(transposed.encoder.weight.detach().contiguous())
+    fit(transposed, x)
+    image = torch.rand(N, 3, 8, 8).round()
+    images = pv.vae((3, 8, 8), LATENT, network=pv.networks.Conv).to(memory_format=torch.channels_last)
+    with pytest.raises(PartError, match=r"to\(memory_format=torch\.contiguous_format\)"):
+        fit(images, image)
+    fit(images.to(memory_format=torch.contiguous_format), image)
 
 
 def test_building_a_model_puts_nothing_in_the_param_store():
@@ -355,6 +413,17 @@ def test_beta_is_finite_and_not_negative(beta):
     with pytest.raises(ConfigError, match="β"):
         model.beta = beta
     assert model.beta == 1
+
+
+@pytest.mark.parametrize("beta", [None, "0.5", True, torch.tensor(True), 1j, [0.5], torch.ones(2)], ids=repr)
+def test_beta_is_a_number(beta):
+    with pytest.raises(ConfigError, match="beta: expected a number, got"):
+        vae(beta=beta)
+
+
+@pytest.mark.parametrize("beta", [torch.tensor(0.25), np.float32(0.25), np.float64(0.25), np.array(0.25)], ids=repr)
+def test_beta_may_be_a_number_of_other_libraries(beta):
+    assert vae(beta=beta).beta == 0.25
 
 
 def test_beta_can_change_between_steps_and_is_copied():
@@ -583,10 +652,6 @@ def test_a_split_is_no_tensor(ask):
             DataError, match=r"expected a tensor, got (Split|Data): .*data\.test\.x \(and data\.test\.y\)"
         ):
             ask(vae(), rows)
-
-
-def fit(model, x, y=None, mask=None):
-    return pv.fit(model, (x, y, mask), epochs=1, capture="off", progress=False)
 
 
 @pytest.mark.parametrize("ask", [fit, VAE.check, VAE.encode, VAE.embed, VAE.log_prob, loss])

@@ -132,14 +132,14 @@ class SemiSupervised(VAE):
         with self._plate(len(x), total), self._every_label(weights), self._kl_weight():
             return pyro.sample("z", q, infer={"weights": weights})
 
-    def check_training(self, x: Any, y: Any = None) -> None:
-        """As :meth:`VAE.check`; a label may be −1."""
+    def labels_to_check(self, y: Any) -> Tensor:
+        """As :meth:`VAE.labels_to_check`; a label may be −1."""
         if y is None:
             raise LabelError("expected y, one label a row of x, and −1 where it is missing; got none")
         y = as_tensor(y, "y", LabelError)
         if y.numel() and y.min() < -1:
             raise LabelError(f"expected labels from 0, or −1 where they are missing, got {y.min().item()}")
-        self.check(x, y.clamp(min=0))
+        return y.clamp(min=0)
 
     def observe(self, y: Tensor) -> None:
         """Remember the labels that training has shown."""

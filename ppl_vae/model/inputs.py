@@ -105,6 +105,10 @@ class Checked(Assembly):
                     f"{error} (x is {x.dtype}, and so it becomes when cast to the model's {own}: clamp it, or take "
                     f"vae.to({x.dtype}))"
                 ) from error
+        self.check_labels(x, y)
+
+    def check_labels(self, x: Tensor, y: Any = None) -> None:
+        """As :meth:`check`, of y alone, for rows of x in which there may be nothing to look at."""
         if self.condition is None or y is None:
             self._context(y)
             return
@@ -135,7 +139,11 @@ class Checked(Assembly):
 
     def check_training(self, x: Any, y: Any = None) -> None:
         """As :meth:`check`, for rows to train on: a model may do without some labels there."""
-        self.check(x, y)
+        self.check(x, self.labels_to_check(y))
+
+    def labels_to_check(self, y: Any) -> Any:
+        """Return what :meth:`check` is to see of the labels of rows to train on."""
+        return y
 
 
 def not_one_batch(batch: torch.Size, squeezable: bool) -> ShapeError:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .data import Split
-from .errors import ConfigError, DataError, ShapeError
+from .data import Split, as_tensor
+from .errors import ConfigError, DataError, LabelError, ShapeError
 from .model import VAE
 from .networks import widest
 
@@ -43,7 +43,9 @@ class Batches:
             if first is None:
                 raise DataError("expected at least one batch of data, got a DataLoader with none")
             self.x, self.y, self.mask = self._unpack(first, from_dataset=True)
-            self.rows = len(source.dataset) if hasattr(source.dataset, "__len__") else None
+            # A sampler may draw more rows than there are, or fewer; torch's own for a stream does not say.
+            counted: Any = source.sampler if hasattr(source.sampler, "__len__") else source.dataset
+            self.rows = len(counted) if hasattr(counted, "__len__") else None
         else:
             if isinstance(source, Split):
                 self.binarize = source.binarize
@@ -77,13 +79,14 @@ class Batches:
             # A data set carries labels by nature; a model that has no y does not look at them.
             y = None
         try:
-            # Rows are given, and none of what made them is trained.
-            x, y = torch.as_tensor(x).detach(), None if y is None else torch.as_tensor(y).detach()
+            x = torch.as_tensor(x)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
                 "expected x, (x, y), (x, y, mask), a Split (of a data set, pass data.train), a Dataset or a DataLoader "
                 f"that gives one of these, got {type(batch).__name__}: {error}"
             ) from error
+        # Rows are given, and none of what made them is trained.
+        x, y = as_tensor(x).detach(), None if y is None else as_tensor(y, "y", LabelError).detach()
         if not x.dim():
             raise ShapeError("x: expected (N, *x_shape), got a number")
         like_x = y is not None and mask is None and y.dtype == torch.bool and y.shape == x.shape and x.dim() > 1
@@ -102,17 +105,20 @@ class Batches:
         return x, y, mask
 
     def _check(self, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
-        x = self.vae._seen(x, mask)
+        # In one batch of many nothing may be seen: its rows count as they do among others, and their KL is trained.
+        unseen = self.loader is not None and mask is not None and not mask.any()
+        x = x if unseen else self.vae._seen(x, mask)
         if self.binarize == "dynamic":
             if ((x < 0) | (x > 1)).any():
                 raise DataError(f"binarize='dynamic': expected probabilities in [0, 1], got {x.min():g} … {x.max():g}")
             # A fresh draw every step is of 0 or 1; rounding stands for all of them here.
             x = x.round()
+        y = y if self.observe is None else self.vae.labels_to_check(y)
         with warnings.catch_warnings():
             if self.observe is not None:
                 # What training shows now, it need not have shown before.
                 warnings.filterwarnings("ignore", "label .* was never seen in training")
-            (self.vae.check if self.observe is None else self.vae.check_training)(x, y)
+            (self.vae.check_labels if unseen else self.vae.check)(x, y)
         expected = getattr(self.vae.likelihood, "x_shape", None)
         if expected is not None and tuple(x.shape[1:]) != tuple(expected):
             raise ShapeError(f"x: expected (N, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
@@ -122,12 +128,20 @@ class Batches:
         x, found = self._values(self.x), []
         parts: Any = self.vae.encoder.modules() if isinstance(self.vae.encoder, nn.Module) else ()
         said = [part for part in parts if all(hasattr(part, name) for name in ("x_shape", "shift", "scale"))]
-        # Of rows that are standardised it is about 1.
-        if said and (units := (x - said[0].shift) / said[0].scale).square().mean() > 5**2:
-            found.append(
-                f"x reaches {units.abs().max():.3g} in units of the encoder's range: build the model with "
-                "range=data.range"
-            )
+        for part in said[:1]:
+            units = (x - part.shift) / part.scale
+            units = units if self.mask is None else units[self.mask]
+            # Of rows that are standardised it is about 1.
+            if units.square().mean() > 5**2:
+                found.append(
+                    f"x reaches {units.abs().max():.3g} in units of the encoder's range: build the model with "
+                    "range=data.range"
+                )
+            zero = ((x.new_zeros(()) - part.shift) / part.scale).abs().max()
+            if self.mask is not None and not self.mask.all() and zero > 5:
+                found.append(
+                    f"unseen pixels are given to the encoder as 0, {zero:.3g} units from its range: standardise x"
+                )
         levels, largest = getattr(self.vae.likelihood, "levels", None), x.max().item()
         # The first batch of a loader need not have the largest count.
         if self.loader is None and isinstance(levels, int) and levels - 1 > 4 * max(1, largest):
@@ -158,28 +172,31 @@ class Batches:
         if not waiting:
             return
         needed = max(number if isinstance(number := getattr(p, "components", 0), int) else 0 for p in waiting)
-        x, y = self._rows(needed)
+        x = self._rows(needed)
         for part in waiting:
-            part.start_from(x, y)  # type: ignore[operator]
+            part.start_from(x)  # type: ignore[operator]
 
-    def _rows(self, needed: int) -> tuple[Tensor, Tensor | None]:
+    def _rows(self, needed: int) -> Tensor:
         """At least so many rows, where there are as many; pixels that are not seen are the mean of those that are."""
-        batches = [(self._values(self.x), self.y, self.mask)]
-        if self.loader is not None and len(self.x) < needed:
+        batches = [(self._values(self.x), self.mask)]
+        if self.loader is not None and not _suffice(batches, needed):
             # From the start, as a loader that shuffles could give rows of the first batch again.
             batches = []
             for batch in self.loader:
                 x, y, mask = self._unpack(batch, from_dataset=True)
                 self._check(x, y, mask)
-                batches.append((x.to(self.vae._beta), y, mask))
-                if sum(len(x) for x, *_ in batches) >= needed:
+                batches.append((x.to(self.vae._beta), mask))
+                if _suffice(batches, needed):
                     break
-        xs, ys, masks = zip(*batches, strict=True)
-        x, y = torch.cat(xs), None if any(y is None for y in ys) else torch.cat(ys)
+        xs, masks = zip(*batches, strict=True)
+        x = torch.cat(xs)
         if all(mask is None for mask in masks):
-            return x, y
+            return x
         seen = [torch.ones_like(x, dtype=torch.bool) if m is None else m for x, m in zip(xs, masks, strict=True)]
-        return _filled(x, torch.cat([mask.to(x.device) for mask in seen])), y
+        mask = torch.cat([mask.to(x.device) for mask in seen])
+        if not mask.any():
+            raise DataError("mask: expected at least one pixel that is seen (True) in all batches, got none")
+        return _filled(x, mask)
 
     def shuffled(self) -> Iterator[tuple[Any, ...]]:
         """Yield the inputs of an epoch's steps: indices of all rows in random order, or what the loader gives."""
@@ -245,6 +262,11 @@ class Batches:
                 flat = tensor.cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
                 sha.update(flat.view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
+
+
+def _suffice(batches: list[tuple[Tensor, Tensor | None]], needed: int) -> bool:
+    """Whether there are so many rows, and something is seen of them."""
+    return sum(len(x) for x, _ in batches) >= needed and any(mask is None or mask.any() for _, mask in batches)
 
 
 def _filled(x: Tensor, mask: Tensor) -> Tensor:

@@ -24,12 +24,14 @@ from torch import Tensor
 
 from . import presets
 from .devices import find_device
-from .errors import CheckpointError, PartError, PplVaeError
+from .errors import CheckpointError, ConfigError, PartError, PplVaeError
 from .model import VAE
 
 __all__ = ["load", "read", "save", "write"]
 
 FORMAT = 1
+# What model.json says of a model and its file.
+_OURS = {"format", "config", "why", "dtype", "weights"}
 # What a part may raise when a damaged or hostile file has it made with nonsense.
 _NONSENSE = (
     PplVaeError,
@@ -151,11 +153,17 @@ def save(vae: VAE, path: str | Path, **info: Any) -> Path:
     Arguments:
         vae: the model.
         path: a folder, made if it is not there.
-        info: more to keep in ``model.json``, anything JSON can hold.
+        info: more to keep in ``model.json``, anything JSON can hold, under names that it has not itself.
 
     Raises:
         CheckpointError: if the folder cannot be written to.
+        ConfigError: for info under a name of ours.
     """
+    if taken := sorted(_OURS & info.keys()):
+        raise ConfigError(
+            f"save: expected info under names other than {', '.join(sorted(_OURS))}, which model.json has itself, got "
+            f"{', '.join(taken)}: choose another name"
+        )
     config: dict[str, Any] | None = None
     why = None
     try:

@@ -17,7 +17,7 @@ import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
-from .data import check_finite
+from .data import as_tensor, check_finite
 from .errors import ConfigError, LabelError, ShapeError, check_positive, check_shape
 from .networks import Body, Network
 from .parts import Part
@@ -40,7 +40,7 @@ class _Condition(Part):
             LabelError: for labels that are no whole numbers or out of range.
             DataError: for NaN or infinity.
         """
-        y = torch.as_tensor(y)
+        y = as_tensor(y, "y", LabelError)
         event = y.dim() - len(self.y_shape)
         if event < 0 or tuple(y.shape[event:]) != self.y_shape:
             raise ShapeError(f"y: expected (N, {', '.join(map(str, self.y_shape))}), got {tuple(y.shape)}")
@@ -58,7 +58,7 @@ class _Condition(Part):
 
 def _check_labels(y: Tensor, seen: Tensor, where: str = "") -> None:
     """Raise unless y is labels 0 … len(seen) − 1; warn of one that was not seen where others were."""
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    if y.is_floating_point() or y.dtype == torch.bool:
         raise LabelError(f"expected integer labels{where}, got {y.dtype}: pass y.long() if they are whole numbers")
     if not y.numel():
         return

@@ -109,7 +109,7 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
     """Return the shape of one x, or y, as a tuple.
 
     Raises:
-        ConfigError: for what is no sequence of whole numbers of at least one.
+        ConfigError: for what is no sequence of whole numbers of at least one, or an empty one.
 
     Example:
         >>> check_shape("x_shape", 784)
@@ -120,6 +120,8 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
         example = f"({shape},)" if isinstance(shape, numbers.Integral) else "(1, 28, 28)"
         raise ConfigError(f"{name}: expected a shape such as {example}, got {shape!r}")
     sizes = tuple(shape)
+    if not sizes:
+        raise ConfigError(f"{name}: expected at least one dimension, got (): pass (1,) for one number, x[:, None]")
     check_positive(**{f"{name}[{i}]": size for i, size in enumerate(sizes)})
     return tuple(int(size) for size in sizes)
 

@@ -16,6 +16,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from . import distributions
 from .data import check_finite
 from .errors import PartError, ShapeError
 
-__all__ = ["Chain", "Part", "Unconditional", "check_context"]
+__all__ = ["Chain", "Part", "Unconditional", "check_context", "kept"]
 
 
 class Part(nn.Module):
@@ -47,7 +48,7 @@ class Part(nn.Module):
         # Partial, because copying and unpickling make the object without arguments and fill in its state afterwards.
         bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs).arguments
         given = dict(list(bound.items())[1:])
-        self.__dict__["arguments"] = given | given.pop("kwargs", {})
+        self.__dict__["arguments"] = kept(given | given.pop("kwargs", {}))
         self.__dict__["_constants"] = {}
         return self
 
@@ -237,8 +238,9 @@ class Chain(Part):
 
         # What kind of distribution the second gives is asked once: another pass of its network is not free.
         if self._told[0] != id(self.second):
-            tensors = (t for t in (*inputs, c, *self.parameters(), torch.empty(())) if t is not None)
-            second = self._try(then, next(tensors).new_zeros(first.shape()))
+            tensors = (*inputs, c, *self.parameters(), *self.buffers(), torch.empty(()))
+            like = next(t for t in tensors if t is not None and t.is_floating_point())
+            second = self._try(then, like.new_zeros(first.shape()))
             told = second.event_shape.numel(), second.has_rsample, second.support
             self._told = id(self.second), distributions.is_point(second), told
         _, point, told = self._told
@@ -262,6 +264,15 @@ class Chain(Part):
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+def kept(value: Any) -> Any:
+    """Return a copy of what the caller may yet change; tensors and modules, which a part may share, as they are."""
+    if isinstance(value, dict):
+        return {key: kept(held) for key, held in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(kept(held) for held in value)
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _said(part: object, what: str) -> Any:

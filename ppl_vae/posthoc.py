@@ -11,9 +11,11 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import presets
+from .devices import find_device
 from .errors import ConfigError, PartError
 from .model import VAE
 from .training import fit
@@ -32,10 +34,13 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
         prior: a part, a name, or a dict ``{"name": ..., option: ...}``, as the presets take it.
         options: of :func:`ppl_vae.fit`: ``epochs``, ``lr``, ``valid``, ``callbacks``, ...
 
+    Returns:
+        A model in the mode, ``train()`` or ``eval()``, that the one it was given is in.
+
     Raises:
         PartError: if the prior has nothing to fit, or shares parameters with the parts that are frozen and no others;
             or is the model's own, which the fit would change; or the model is more than its parts.
-        ConfigError: for an option that does not apply.
+        ConfigError: for an option that does not apply, or another device than the model's.
 
     Reference:
         Diagnosing and Enhancing VAE Models (Dai and Wipf, 2019); From Variational to Deterministic Autoencoders (Ghosh
@@ -49,6 +54,7 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     """
     if "beta" in options:
         raise ConfigError("beta: it weighs the prior against the likelihood, and here the prior alone is fitted")
+    _check_device(vae, options.get("device", vae._beta.device))
     if type(vae) is not VAE:
         raise PartError(
             f"expected a VAE, which its parts describe, got a {type(vae).__name__}: fit the prior of the VAE inside, "
@@ -83,15 +89,27 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        # Not "auto": what is moved elsewhere would be the parts that are shared.
-        fit(new, train, **{"device": vae._beta.device} | options)
+        fit(new, train, **options | {"device": vae._beta.device})
     finally:
+        new.train(vae.training)
+        # What is shared is as it was, a part that the caller has set by itself included.
         for module, mode in modes:
             module.training = mode
         for parameter in frozen:
             parameter.requires_grad_(True)
     new.beta = vae.beta
     return new
+
+
+def _check_device(vae: VAE, device: str | torch.device) -> None:
+    """Raise for another device than the model's: what is moved elsewhere would be the parts that are shared."""
+    own = vae._beta.device
+    # One device goes by several names: of a tensor that is there it is one.
+    if (found := torch.empty(0, device=find_device(device)).device) != own:
+        raise ConfigError(
+            f"device: expected the model's own, {own}, as its parts are shared, got {found}: move the model first, "
+            f"vae.to({str(found)!r})"
+        )
 
 
 def _context(vae: VAE) -> int | None:

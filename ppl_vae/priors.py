@@ -143,7 +143,8 @@ class Fixed(Part):
         """Return p(z), event shape (features,)."""
         positional = [getattr(self, f"arg{i}") for i in range(self._positional)]
         d = as_pyro(self.distribution(*positional, **{name: getattr(self, name) for name in self._keywords}))
-        if not d.event_shape:
+        # Of another length it cannot be expanded.
+        if not d.event_shape and d.batch_shape in ((), (1,), (self.features,)):
             d = d.expand([self.features]).to_event(1)
         if d.shape() != (self.features,):
             raise ShapeError(f"Fixed: expected a distribution over ({self.features},), got {tuple(d.shape())}")
@@ -232,14 +233,15 @@ class Vamp(Part):
         components: K; by default 500, or 50 for an encoder with a context.
         pseudo_inputs: where u starts, (K, *x_shape); by default at random in the encoder's range of x, until
             :meth:`start_from` is called with data, as ``fit`` does.
-        classes: the number of labels, where the context is the one-hot row of one; the presets say it.
+        classes: the number of labels, where the context is the one-hot row of one; the presets say it. Rows between
+            labels, as interpolation has them, are taken as they are where there are no more of them than labels.
 
     Raises:
         PartError: for an encoder that cannot be called, gives a point, or does not say its ``x_shape`` where there are
             no pseudo-inputs.
         ShapeError: for pseudo-inputs of another shape than x.
         ConfigError: if ``components`` is not the number of pseudo-inputs, or ``classes`` not the encoder's context.
-        LabelError: when called with a context that is no one-hot row, though there are ``classes``.
+        LabelError: when called with more rows of context than ``classes``, not all of them one-hot.
 
     Reference:
         VAE with a VampPrior (Tomczak and Welling, 2018)
@@ -298,10 +300,10 @@ class Vamp(Part):
         return getattr(self.encoder, "features", None)
 
     @torch.no_grad()
-    def start_from(self, x: Any, y: Any = None) -> None:
+    def start_from(self, x: Any) -> None:
         """Take K random rows of x (N, *x_shape), no row twice, for the pseudo-inputs, unless they have been started.
 
-        A pseudo-input stands for every y, so y is not looked at.
+        A pseudo-input stands for every y.
 
         Raises:
             ShapeError: if a row is no x.

@@ -23,6 +23,7 @@ from pyro import poutine
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
+from .data import as_tensor
 from .errors import ConfigError, DataError, LabelError, PartError, ShapeError
 from .model import VAE
 from .model.checks import check_data, check_pair, check_part, check_rows, given_by
@@ -131,14 +132,14 @@ class SemiSupervised(VAE):
         with self._plate(len(x), total), self._every_label(weights), self._kl_weight():
             return pyro.sample("z", q, infer={"weights": weights})
 
-    def check_training(self, x: Any, y: Any = None) -> None:
-        """As :meth:`VAE.check`; a label may be −1."""
+    def labels_to_check(self, y: Any) -> Tensor:
+        """As :meth:`VAE.labels_to_check`; a label may be −1."""
         if y is None:
             raise LabelError("expected y, one label a row of x, and −1 where it is missing; got none")
-        y = torch.as_tensor(y)
+        y = as_tensor(y, "y", LabelError)
         if y.numel() and y.min() < -1:
             raise LabelError(f"expected labels from 0, or −1 where they are missing, got {y.min().item()}")
-        self.check(x, y.clamp(min=0))
+        return y.clamp(min=0)
 
     def observe(self, y: Tensor) -> None:
         """Remember the labels that training has shown."""
@@ -156,7 +157,7 @@ class SemiSupervised(VAE):
         self._register()
         check_rows(x)
         log_q = self.classify(given(self.classifier, x, mask)).logits.movedim(-1, 0)
-        y = torch.full((len(x),), -1) if y is None else torch.as_tensor(y)
+        y = torch.full((len(x),), -1) if y is None else as_tensor(y, "y", LabelError)
         if y.is_floating_point() or y.dim() > 1 or (y.dim() and len(y) not in (1, len(x))):
             raise LabelError(
                 f"expected one whole number a row of x, −1 where it is missing, got {y.dtype} {tuple(y.shape)} for "

@@ -216,7 +216,8 @@ class Broken(pv.VAE):
 
     def model(self, x=None, y=None, mask=None, total=None):
         x = self._tensor(x)
-        c, n = self._programs_context(x, y)
+        self._register()
+        c, n = self._row_context(x, y)
         with self.plate(n, total):
             with self.weight():
                 z = pyro.sample("z", self.p(c))
@@ -224,7 +225,8 @@ class Broken(pv.VAE):
 
     def guide(self, x=None, y=None, mask=None, total=None):
         x = self._tensor(x)
-        c, n = self._programs_context(x, y)
+        self._register()
+        c, n = self._row_context(x, y)
         with self._plate(n, total), self.weight():
             return pyro.sample("z", self.q(x, c))
 
@@ -262,7 +264,8 @@ class BetaInTheModelAlone(Broken):
 
     def guide(self, x=None, y=None, mask=None, total=None):
         x = self._tensor(x)
-        c, n = self._programs_context(x, y)
+        self._register()
+        c, n = self._row_context(x, y)
         with self._plate(n, total):
             return pyro.sample("z", self.q(x, c))
 

@@ -609,3 +609,10 @@ def test_files_of_others_in_the_folder_stay(tmp_path):
         pv.save(pv.vae((4,), 2), tmp_path)
     assert theirs.read_bytes() == b"theirs"
     assert len([*tmp_path.glob("model-*.safetensors")]) == 2
+
+
+@pytest.mark.parametrize("name", ["format", "config", "why", "dtype", "weights"])
+def test_names_of_ours_are_no_names_for_info(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.json has itself, got {name}"):
+        pv.save(pv.vae((4,), 2, **SMALL), tmp_path / "folder", note="mine", **{name: 1})
+    assert not list(tmp_path.iterdir())

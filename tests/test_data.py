@@ -611,3 +611,17 @@ def test_describe_is_json_and_the_reprs_are_short():
     assert repr(d.train) == "Split(1297 rows of (1, 8, 8), labels, binarize='dynamic')"
     assert repr(data.Split(torch.zeros(2, 3))) == "Split(2 rows of (3,), no labels, binarize='none')"
     assert len({d, data.load("digits")}) == 2  # compared by identity: tensors have no truth value
+
+
+def test_held_out_rows_and_labels_may_stand_in_a_list():
+    x, y = np.arange(24.0).reshape(6, 2, 2), np.arange(6) % 3
+    for kind in (np.asarray, torch.as_tensor, np.ndarray.tolist):
+        held = [kind(x[:2]), kind(y[:2])]
+        pair, listed = (data.from_tensors(x, y, valid=of(held), test=of(held)) for of in (tuple, list))
+        for part in ("valid", "test"):
+            a, b = getattr(pair, part), getattr(listed, part)
+            assert torch.equal(a.x, b.x)
+            assert torch.equal(a.y, b.y)
+    # Two rows in a list are x, as rows in a list are elsewhere.
+    for rows in (list(torch.as_tensor(x[:2])), x[:2].tolist(), [x[:2], None]):
+        assert torch.equal(data.from_tensors(x, valid=rows, test=rows).valid.x, torch.as_tensor(x[:2]).float())

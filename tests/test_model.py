@@ -69,6 +69,10 @@ def train(model, x, y=None, steps=3):
     return snapshot(model)
 
 
+def fit(model, x, y=None, mask=None):
+    return pv.fit(model, (x, y, mask), epochs=1, capture="off", progress=False)
+
+
 def snapshot(model):
     return [p.detach().clone() for p in model.parameters()]
 
@@ -162,6 +166,60 @@ def test_unregister_leaves_nothing_that_keeps_the_model_alive():
     del model
     gc.collect()
     assert watch() is None
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_models_that_share_parts_unregister_in_any_order(first):
+    x, a = binary(), vae()
+    b = VAE(priors.Gaussian(LATENT), a.likelihood, a.encoder)
+    train(a, x)
+    train(b, x)
+    gone, left = (a, b)[first], (a, b)[1 - first]
+    gone.unregister()
+    store = pyro.get_param_store()
+    names = {f"{left.name}$$${key}": parameter for key, parameter in left.named_parameters()}
+    assert set(store) == set(names)
+    assert all(store.param_name(parameter) == name for name, parameter in names.items())
+    train(left, x)
+    left.unregister()
+    assert not list(store)
+    assert not store._param_to_name
+
+
+def test_a_fit_beside_a_model_of_the_same_parts_has_its_history():
+    x, a = binary(), vae()
+    b = VAE(priors.Gaussian(LATENT), a.likelihood, a.encoder)
+    svi = SVI(a.model, a.guide, pyro.optim.Adam(lambda name: {"lr": 0.01 if "encoder" in name else 0.02}), Trace_ELBO())
+    svi.step(x)
+    assert len(fit(b, x)) == 1
+    # A rate by the name of a parameter, which Pyro looks up.
+    svi.step(x)
+    assert len(fit(a, x)) == 1
+
+
+class Transposed(nn.Module):
+    """A linear encoder whose weights are the transpose of what they were made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12, LATENT).T)
+
+    def forward(self, x, c):
+        return dist.Normal(x.flatten(-3) @ self.weight.T, 1.0).to_event(1)
+
+
+def test_weights_that_are_not_contiguous_are_told_so():
+    x, model = binary(), vae()
+    transposed = VAE(priors.Standard(LATENT), model.likelihood, Transposed())
+    with pytest.raises(PartError, match=r"encoder\.weight: .*contiguous.*strides \(1, 2\) for \(2, 12\)"):
+        fit(transposed, x)
+    transposed.encoder.weight = nn.Parameter(transposed.encoder.weight.detach().contiguous())
+    fit(transposed, x)
+    image = torch.rand(N, 3, 8, 8).round()
+    images = pv.vae((3, 8, 8), LATENT, network=pv.networks.Conv).to(memory_format=torch.channels_last)
+    with pytest.raises(PartError, match=r"to\(memory_format=torch\.contiguous_format\)"):
+        fit(images, image)
+    fit(images.to(memory_format=torch.contiguous_format), image)
 
 
 def test_building_a_model_puts_nothing_in_the_param_store():
@@ -355,6 +413,17 @@ def test_beta_is_finite_and_not_negative(beta):
     with pytest.raises(ConfigError, match="β"):
         model.beta = beta
     assert model.beta == 1
+
+
+@pytest.mark.parametrize("beta", [None, "0.5", True, torch.tensor(True), 1j, [0.5], torch.ones(2)], ids=repr)
+def test_beta_is_a_number(beta):
+    with pytest.raises(ConfigError, match="beta: expected a number, got"):
+        vae(beta=beta)
+
+
+@pytest.mark.parametrize("beta", [torch.tensor(0.25), np.float32(0.25), np.float64(0.25), np.array(0.25)], ids=repr)
+def test_beta_may_be_a_number_of_other_libraries(beta):
+    assert vae(beta=beta).beta == 0.25
 
 
 def test_beta_can_change_between_steps_and_is_copied():
@@ -585,6 +654,37 @@ def test_a_split_is_no_tensor(ask):
             ask(vae(), rows)
 
 
+@pytest.mark.parametrize("ask", [fit, VAE.check, VAE.encode, VAE.embed, VAE.log_prob, loss])
+def test_complex_numbers_are_not_taken_for_their_real_part(ask):
+    y = torch.arange(N) % 3
+    with pytest.raises(DataError, match=r"^x: expected real numbers, got torch\.complex64: .*view_as_real\(x\)"):
+        ask(cvae(), binary() + 1j, y)
+    model = vae(condition=pv.conditions.Continuous(1))
+    with pytest.raises(LabelError, match=r"^y: expected real numbers, got torch\.complex64: .*view_as_real\(y\)"):
+        ask(model, binary(), y[:, None] + 1j)
+
+
+@pytest.mark.parametrize("ask", [fit, VAE.check, VAE.check_values, VAE.encode, VAE.log_prob, VAE.impute, loss])
+def test_what_is_no_tensor_is_told_why(ask):
+    x, y = binary(), np.arange(N) % 3
+    for words, reason in ((["a"] * N, "numpy.unique"), (y[::-1], "got ndarray: At least one stride .* negative")):
+        with pytest.raises(LabelError, match=rf"^y: expected a tensor, .*{reason}"):
+            ask(cvae(), x, words, **{"mask": x == 0} if ask is VAE.impute else {})
+    if ask not in (fit, loss):
+        with pytest.raises(DataError, match=r"^x: expected a tensor, got ndarray: .*stride.*data\.test\.x"):
+            ask(cvae(), x.numpy()[::-1], **{"mask": x == 0} if ask is VAE.impute else {})
+    if ask is not VAE.encode:
+        with pytest.raises(DataError, match=r"^mask: expected a tensor, got ndarray: .*stride.*isnan"):
+            ask(cvae(), x, y, mask=(x == 0).numpy()[::-1])
+
+
+def test_labels_that_may_be_missing_are_told_why_they_are_none():
+    model = pv.SemiSupervised(cvae(), encoders.Classifier(3, IMAGE, hidden=(8,)))
+    for ask in (fit, loss, pv.SemiSupervised.check_training):
+        with pytest.raises(LabelError, match=r"^y: expected a tensor, got list"):
+            ask(model, binary(), ["a"] * N)
+
+
 def test_a_schedule_is_no_beta():
     with pytest.raises(ConfigError, match=r"a schedule goes to fit\(beta=\.\.\.\)"):
         vae(beta=pv.objectives.warmup(3))
@@ -716,6 +816,23 @@ class Exact(nn.Module):
 def exact(batch_dtype=torch.float64):
     model = VAE(priors.Standard(3), lambda z, c: dist.Normal(z, 1.0).to_event(1), Exact())
     return model.to(batch_dtype)
+
+
+def test_a_wrapped_likelihood_need_not_say_its_shape():
+    x, y = torch.randn(N, 3), torch.arange(N) % 3
+    likelihood = Unconditional(lambda z, c: dist.Normal(z, 1.0).to_event(1))
+    model = VAE(priors.Gaussian(3, 3, hidden=()), likelihood, encoders.Gaussian(3, (3,), 3, hidden=()), OneHot(3))
+    assert len(fit(model, x, y)) == 1
+    model.check(x, y)
+    assert model.log_prob(x, y, samples=2).shape == (N,)
+    assert model.log_prob(x[0], y[0], samples=2).shape == ()
+
+
+def test_a_proposal_of_ones_own_is_asked_of_one_datum():
+    x = torch.randn(3, dtype=torch.float64)
+    expected = dist.Normal(torch.zeros(3).double(), math.sqrt(2)).to_event(1).log_prob(x)
+    (found,) = exact().log_weights(x, samples=4, proposal=lambda x: Exact()(x, None))
+    torch.testing.assert_close(found, expected.expand(4), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("n", [1, 7, 64])

@@ -153,6 +153,36 @@ def test_the_condition_says_the_width_and_modes_come_back():
     assert pv.fit_prior(function, (x, y), "Gaussian", epochs=1, progress=False).prior.features == 2
 
 
+@pytest.mark.parametrize("prior", ["GMM", {"name": "Vamp", "components": 5}], ids=["GMM", "Vamp"])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_in_the_mode_of_the_one_it_was_given(training, prior):
+    vae, x = pv.vae((4,), 2), torch.randint(2, (60, 4)).float()
+    vae.train(training)
+    new = pv.fit_prior(vae, x, prior, epochs=1, progress=False)
+    assert {module.training for module in (*new.modules(), *vae.modules())} == {training}
+    # A part that the caller has set by itself, as a frozen network with batch statistics, stays.
+    vae.encoder.train(not training)
+    new = pv.fit_prior(vae, x, "GMM", epochs=1, progress=False)
+    assert {module.training for module in vae.encoder.modules()} == {not training}
+    assert {module.training for module in (new, *new.prior.modules(), *new.likelihood.modules())} == {training}
+
+
+def test_a_model_is_not_moved_behind_its_back(monkeypatch):
+    vae, x = pv.vae((4,), 2), torch.zeros(8, 4)
+    for device in ("meta", torch.device("meta")):
+        with pytest.raises(ConfigError, match=r"own, cpu, .* got meta: move the model first, vae\.to\('meta'\)"):
+            pv.fit_prior(vae, x, "Gaussian", epochs=1, device=device, progress=False)
+    for device in ("cpu", "cpu:0", torch.device("cpu", 0)):
+        pv.fit_prior(vae, x, "Gaussian", epochs=1, device=device, progress=False)
+    assert {t.device.type for t in vae.state_dict().values()} == {"cpu"}
+    # Where there is a GPU, it is what "auto" means.
+    monkeypatch.setattr(
+        "ppl_vae.posthoc.find_device", lambda device: torch.device("meta" if device == "auto" else device)
+    )
+    with pytest.raises(ConfigError, match="got meta"):
+        pv.fit_prior(vae, x, "Gaussian", epochs=1, device="auto", progress=False)
+
+
 def test_a_vamp_after_the_fact_trains_its_pseudo_inputs_alone():
     torch.manual_seed(0)
     x, y = torch.rand(60, 1, 4, 4).round(), torch.arange(60) % 3

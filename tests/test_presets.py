@@ -4,6 +4,7 @@ import functools
 import json
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ppl_vae import OneHot, Unconditional, conditions, encoders, likelihoods, ne
 from ppl_vae.distributions import zuko
 from ppl_vae.errors import ConfigError, PartError
 from ppl_vae.networks import MLP, Conv
+from ppl_vae.parts import Part
 
 IMAGE = (1, 6, 5)
 
@@ -23,6 +25,24 @@ def round_trip(vae):
     config = presets.to_dict(vae)
     assert json.loads(json.dumps(config)) == config
     return presets.build(json.loads(json.dumps(config)))
+
+
+def test_what_a_part_was_made_with_is_not_changed_from_outside():
+    class Mine(Part):
+        def __init__(self, sizes, module, **kwargs):
+            super().__init__()
+
+    sizes, array, module, tensor = [8], np.zeros(2), nn.Linear(1, 1), torch.zeros(2)
+    mine = Mine({"a": (1, sizes)}, [module], array=[array], tensor=(tensor,)).arguments
+    flow = presets.make("prior", {"name": "MAF", "features": 2, "hidden_features": sizes}).arguments
+    sizes.append(9)
+    array += 1
+    assert mine["sizes"] == {"a": (1, [8])}
+    assert mine["array"][0].tolist() == [0, 0]
+    # What may be large, or shared, is the caller's own.
+    assert mine["module"][0] is module
+    assert mine["tensor"][0] is tensor
+    assert flow["hidden_features"] == [8]
 
 
 # The three systems

@@ -453,6 +453,26 @@ def test_what_a_chain_asks_of_its_second_part_leaves_no_trace():
     assert all(module.training for module in prior.modules())
 
 
+class Shifted(nn.Module):
+    """A conditional prior whose only tensor is a buffer of weights, behind one of whole numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("weight", torch.ones(2, 1))
+
+    def forward(self, c):
+        return dist.Normal(c @ self.weight, 1.0).to_event(1)
+
+
+@pytest.mark.parametrize(
+    "first", [lambda: lambda c: dist.Normal(torch.zeros(2).double(), 1.0).to_event(1), lambda: priors.Standard(2)]
+)
+def test_a_chain_of_buffers_has_their_precision(first):
+    z = as_pyro(Chain(first(), Shifted()).double()(None)).sample()
+    assert z.dtype == torch.float64
+
+
 def test_a_chain_notices_another_second_part():
     prior = Chain(priors.Standard(1), priors.Gaussian(1, 1))
     assert prior(None).shape() == (2,)
@@ -469,6 +489,17 @@ def test_impossible_chains():
     prior = Chain(priors.Gaussian(2, CLASSES), priors.Gaussian(2, CLASSES + 2))
     with pytest.raises(ShapeError, match=r"Chain: expected a context \(\*, 3\), got none"):
         prior(None)
+
+
+# Fixed
+
+
+def test_a_fixed_prior_of_another_length_says_so():
+    for loc, found in ((torch.zeros(3), r"\(3,\)"), (torch.zeros(2, 2), r"\(2, 2\)")):
+        with pytest.raises(ShapeError, match=rf"Fixed: expected a distribution over \(2,\), got {found}"):
+            priors.Fixed(dist.Normal, loc, 1.0, features=2)
+    for loc in (0.0, torch.zeros(1), torch.zeros(2)):
+        assert priors.Fixed(dist.Normal, loc, 1.0, features=2)(None).event_shape == (2,)
 
 
 # Chains by name

@@ -12,6 +12,7 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ import pytest
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SubsetRandomSampler, TensorDataset
 
 import ppl_vae as pv
 from ppl_vae.batches import Batches
@@ -584,6 +585,73 @@ def test_a_shuffled_loader_is_deterministic_under_a_seed(drop_last: bool) -> Non
     a, b = (run(copy.deepcopy(first), loader) for _ in range(2))
     assert numbers(a) == numbers(b)
     assert a[0]["loss"] == pytest.approx(a[0]["neg_elbo"], rel=1e-5)
+
+
+def by_a_loader(vae: pv.VAE, loader: DataLoader[Any], lr: float) -> tuple[float, ...]:
+    """An epoch of SGD by hand on what a loader gives, each batch scaled by the same number: (loss, −log p, KL)."""
+    optimiser, sums, rows = torch.optim.SGD(vae.parameters(), lr=lr), torch.zeros(3, dtype=torch.float64), 0
+    assert loader.batch_size is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for x, _, mask in loader:
+            q = vae.encode(torch.where(mask, x, 0.0))
+            z = q.rsample()
+            kl = (q.log_prob(z) - vae.prior_given().log_prob(z)).sum()
+            pixels = vae.decode(z).base_dist.log_prob(torch.where(mask, x, 0.5))
+            reconstruction = -torch.where(mask, pixels, 0.0).sum()
+            optimiser.zero_grad()
+            ((reconstruction + kl) / min(loader.batch_size, len(loader.sampler))).backward()  # type: ignore[arg-type]
+            optimiser.step()
+            sums, rows = sums + torch.stack([reconstruction + kl, reconstruction, kl]).detach(), rows + len(x)
+    return tuple((sums / rows).tolist())
+
+
+@pytest.mark.parametrize("capture", ["off", "graph"])
+@pytest.mark.parametrize("unseen", [slice(0, 8), slice(8, 16)], ids=["first", "later"])
+def test_a_batch_of_a_loader_in_which_nothing_is_seen_has_its_kl(unseen: slice, capture: Any) -> None:
+    # Beta has no zeros, which is what is not seen is stored as.
+    x, mask, ours = torch.rand(N, D).clamp(0.1, 0.9), torch.rand(N, D) < 0.7, a_vae(likelihood="Beta")
+    mask[unseen] = False
+    x[~mask] = math.nan
+    loader, theirs = DataLoader(TensorDataset(x, torch.zeros(N), mask), 8), copy.deepcopy(ours)
+    history = run(ours, loader, loader, epochs=1, optim=torch.optim.SGD, lr=0.05, capture=capture)
+    expected = by_a_loader(theirs, loader, 0.05)
+    assert columns(history)[0] == pytest.approx(expected, rel=1e-5)
+    assert math.isfinite(history[0]["valid_neg_elbo"])
+    for got, want in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_labels_are_checked_where_nothing_is_seen() -> None:
+    x, mask, y = binary(), torch.ones(N, D, dtype=torch.bool), torch.arange(N) % 3
+    mask[8:16] = False
+    semi = pv.SemiSupervised(a_cvae(), pv.encoders.Classifier(3, (D,), hidden=[8]))
+    missing = torch.where(torch.arange(N) % 2 == 0, y, -1)
+    run(semi, DataLoader(TensorDataset(x, missing, mask), 8), epochs=1)
+    for vae, wrong in ((a_cvae(), -1), (a_cvae(), 3), (semi, -2), (semi, 3)):
+        y[12] = wrong
+        with pytest.raises(LabelError, match="expected labels"):
+            run(vae, DataLoader(TensorDataset(x, y, mask), 8))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "rows", "batch_size"),
+    [
+        (lambda x: RandomSampler(x, replacement=True, num_samples=40), 40, 16),
+        (lambda x: SubsetRandomSampler(range(5)), 5, 5),
+    ],
+    ids=["more", "fewer"],
+)
+def test_an_epoch_has_the_rows_that_a_sampler_draws(sampler: Any, rows: int, batch_size: int) -> None:
+    x, ours = binary(10), a_vae()
+    data = TensorDataset(x, torch.zeros(10), torch.ones(10, D, dtype=torch.bool))
+    loader, theirs = DataLoader(data, 16, sampler=sampler(x)), copy.deepcopy(ours)
+    history = run(ours, loader, epochs=1, optim=torch.optim.SGD, lr=0.05, capture="off")
+    assert (history.info["rows"], history.info["batch_size"]) == (rows, batch_size)
+    assert Batches(ours, loader, 3, torch.device("cpu")).steps == math.ceil(rows / batch_size)
+    assert columns(history)[0] == pytest.approx(by_a_loader(theirs, loader, 0.05), rel=1e-5)
+    for got, want in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
 def test_labels_of_a_loader_that_come_late_are_no_surprise() -> None:
@@ -1164,6 +1232,16 @@ def test_pseudo_inputs_start_from_means_where_nothing_is_seen(loader: bool) -> N
     torch.testing.assert_close(got[got[:, 2].argsort()], expected)
 
 
+def test_pseudo_inputs_start_from_the_first_rows_of_which_something_is_seen() -> None:
+    x, mask = torch.full((12, 4), 7.0), torch.zeros(12, 4, dtype=torch.bool)
+    with pytest.raises(DataError, match="at least one pixel that is seen"):
+        Batches(with_pseudo_inputs(3), DataLoader(TensorDataset(x, x, mask), 4), 4, torch.device("cpu")).start()
+    mask[6] = True
+    vae = with_pseudo_inputs(3)
+    Batches(vae, DataLoader(TensorDataset(x, x, mask), 4), 4, torch.device("cpu")).start()
+    assert (vae.prior.pseudo_inputs == 7).all()
+
+
 @pytest.mark.parametrize("key", ["history", "steps", "optimizer", "best_epoch", "settings", "weights"])
 def test_a_state_with_a_part_missing_is_refused(key: str, tmp_path: Path) -> None:
     x, vae = binary(), a_vae()
@@ -1374,6 +1452,30 @@ def test_rows_far_from_the_encoders_range_are_a_warning(likelihood: str, x: Tens
     run(a_vae(likelihood=likelihood, range=(0.0, 125.0)), x)
     run(pv.VAE(vae.prior, vae.likelihood, lambda x, c: vae.encoder(x / 125, c)), x)
     run(a_vae(likelihood="Gaussian"), 3 * torch.randn(N, D).clamp(-3, 3))
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_the_range_is_asked_of_what_is_seen(loader: bool) -> None:
+    mask = torch.arange(N)[:, None] % 2 == torch.arange(D) % 2
+
+    def warned(x: Tensor, low: float, high: float) -> list[str]:
+        vae = a_vae(likelihood="Gaussian", range=(low, high))
+        train = DataLoader(TensorDataset(x, x, mask), N) if loader else (x, None, mask)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run(vae, train, epochs=1)
+        return [str(warning.message) for warning in caught]
+
+    x = torch.linspace(998, 1002, N * D).reshape(N, D)
+    zero = "unseen pixels are given to the encoder as 0, 250 units from its range: standardise x"
+    assert warned(x, 998, 1002) == [zero]
+    assert warned(x - 1000, -2, 2) == []
+    # Half of them are zeros that nobody has seen, and the others are six units away.
+    (far,) = warned(torch.full((N, D), 6.0), 0, 1)
+    assert far == "x reaches 6 in units of the encoder's range: build the model with range=data.range"
+    (both,) = warned(x + 1000, 998, 1002)
+    assert both.startswith("x reaches")
+    assert both.endswith(zero)
 
 
 def test_levels_that_no_row_comes_near_are_a_warning() -> None:

@@ -83,6 +83,7 @@ WRONG = {
     "an encoder of a number": (lambda: pv.encoders.Gaussian(20, 784), ConfigError, r"\(784,\)"),
     "a classifier of a number": (lambda: pv.encoders.Classifier(10, 784), ConfigError, r"\(784,\)"),
     "a condition of a number": (lambda: pv.conditions.Image(784, 20), ConfigError, r"y_shape.*\(784,\)"),
+    "a shape of nothing": (lambda: pv.vae((), 2), ConfigError, r"x_shape: expected at least one dimension.*\(1,\)"),
     "a shape with a hole": (lambda: pv.vae((1, 0, 4), 2), ConfigError, r"x_shape\[1\].*≥ 1"),
     **{
         f"{name} the wrong way round": (lambda name=name: getattr(pv.encoders, name)(S, 2), ConfigError, "features")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +19,7 @@ from .splits import PARTS, Data
 __all__ = ["from_tensors", "load"]
 
 Array = Tensor | np.ndarray
+Pair = tuple[Array, Array | None] | list[Array | None]
 
 
 def load(
@@ -69,8 +71,8 @@ def from_tensors(
     binarize: str = "none",
     scale: str = "levels",
     seed: int = 777,
-    valid: Array | tuple[Array, Array | None] | None = None,
-    test: Array | tuple[Array, Array | None] | None = None,
+    valid: Array | Pair | None = None,
+    test: Array | Pair | None = None,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
 ) -> Data:
     """A data set from the user's own tensors or arrays, copied to float32 on the CPU.
@@ -86,7 +88,7 @@ def from_tensors(
         binarize: as in :func:`load`; real-valued data must lie in [0, 1], and are then the probabilities.
         scale: as in :func:`load`; valid and test may leave [0, 1] where data are real-valued.
         seed: of the binary draws and of nothing else.
-        valid: validation rows, x or (x, y); cut from x by a fixed permutation if None.
+        valid: validation rows, x or (x, y), a tuple or a list; cut from x by a fixed permutation if None.
         test: test rows, likewise.
         split: the fractions of x for train, valid and test, where they are cut.
 
@@ -110,7 +112,16 @@ def from_tensors(
     splits = cut(whole, *(round(len(whole) * fraction) for fraction in fractions))
     for at, given in ((1, valid), (2, test)):
         if given is not None:
-            held_x, held_y = given if isinstance(given, tuple) else (given, None)
+            pair: Any = given if _is_pair(given) else (given, None)
+            held_x, held_y = pair
             splits[at] = as_split(held_x, held_y, f"x of {PARTS[at]}")
             xs.append(held_x)
     return as_data(name, splits, levels_of(xs), binarize, scale, seed)
+
+
+def _is_pair(given: Any) -> bool:
+    """Whether these are rows x and their y, of fewer dimensions; a list of rows that are alike is x."""
+    if not isinstance(given, list) or len(given) != 2:
+        return isinstance(given, tuple)
+    x, y = given
+    return y is None or np.ndim(x) > np.ndim(y)

@@ -11,12 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, ShapeError, known
+from ..errors import ConfigError, DataError, LabelError, ShapeError, known
 
 __all__ = ["BINARIZE", "PARTS", "Data", "Split", "as_tensor", "check_finite", "drawn"]
 
 PARTS = ("train", "valid", "test")
 BINARIZE = ("none", "threshold", "static", "dynamic")
+# What to pass where something was no tensor.
+_WAYS_OUT = {
+    "x": "pass rows, such as data.test.x (and data.test.y)",
+    "y": "pass numbers, such as data.test.y or numpy.unique(y, return_inverse=True)[1]",
+    "mask": "pass True where a pixel is seen, such as ~x.isnan()",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -142,14 +148,29 @@ class Data:
         return f"Data({', '.join([name, *facts])})"
 
 
-def as_tensor(x: Any) -> Tensor:
-    """Return x as a tensor; a Split or a whole data set is none."""
+def as_tensor(x: Any, what: str = "x", error: type[DataError | LabelError] = DataError) -> Tensor:
+    """Return x as a tensor of real numbers; a Split or a whole data set is none.
+
+    Arguments:
+        x: x itself, y or a mask.
+        what: what the error calls it, "x", "y" or "mask".
+        error: what is raised: :class:`LabelError` for y.
+
+    Example:
+        >>> as_tensor(["cat", "dog"], "y", LabelError)
+        Traceback (most recent call last):
+        ppl_vae.errors.LabelError: y: expected a tensor, got list: too many dimensions 'str': ...
+    """
     try:
-        return torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"x: expected a tensor, got {type(x).__name__}: pass rows, such as data.test.x (and data.test.y)"
-        ) from error
+        tensor = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as reason:
+        raise error(f"{what}: expected a tensor, got {type(x).__name__}: {reason}: {_WAYS_OUT[what]}") from reason
+    if tensor.is_complex():
+        raise error(
+            f"{what}: expected real numbers, got {tensor.dtype}: pass what is meant of them, {what}.abs(), or both "
+            f"parts side by side, torch.view_as_real({what})"
+        )
+    return tensor
 
 
 def drawn(x: Any) -> Tensor:

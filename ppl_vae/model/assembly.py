@@ -107,9 +107,16 @@ class Assembly(nn.Module):
     def beta(self, beta: float) -> None:
         if callable(beta):
             raise ConfigError("beta: expected a number, got a function of the epoch: a schedule goes to fit(beta=...)")
-        if not 0 <= beta <= torch.finfo(self._beta.dtype).max:
-            raise ConfigError(f"expected 0 ≤ β < ∞, got {beta}")
-        self._beta.fill_(beta)
+        # A number of numpy's, or a tensor of one, is as good as Python's.
+        number: Any = beta
+        if getattr(number, "ndim", None) == 0:
+            number = number.item()
+        real = isinstance(number, numbers.Real) and not isinstance(number, bool)
+        if not real:
+            raise ConfigError(f"beta: expected a number, got {beta!r}")
+        if not 0 <= number <= torch.finfo(self._beta.dtype).max:
+            raise ConfigError(f"expected 0 ≤ β < ∞, got {number}")
+        self._beta.fill_(number)
         # Asked of the buffer, in which a tiny β can be zero.
         self._kl_is_off = self.beta == 0
 
@@ -153,6 +160,12 @@ class Assembly(nn.Module):
                     )
                 self.name = self._fresh_name()
                 return self._register()
+            if site not in store and not parameter.is_contiguous():
+                raise PartError(
+                    f"{site}: expected a parameter that is contiguous in memory, as Pyro's param store would train a "
+                    f"copy of any other, got strides {parameter.stride()} for {tuple(parameter.shape)}: make it of a "
+                    ".contiguous() tensor; for convolutions, vae.to(memory_format=torch.contiguous_format)"
+                )
             found = pyro.param(site, parameter)
             # Pyro's drawings of a program wrap what it passes round, which changes no value.
             if found is not parameter and not isinstance(found, ProvenanceTensor):
@@ -164,8 +177,15 @@ class Assembly(nn.Module):
     def unregister(self) -> None:
         """Take this model's parameters out of Pyro's param store, which otherwise keeps them alive."""
         store = pyro.get_param_store()
-        for key in [key for key in store if key.startswith(f"{self.name}$$$")]:
+        mine = {key: value for key, value in store.named_parameters() if key.startswith(f"{self.name}$$$")}
+        ids = {id(value) for value in mine.values()}
+        # Pyro finds the name of a tensor that several models share by the last of them: it is ours to be deleted, and
+        # then that of a model which still has it.
+        store.set_state({"params": mine, "constraints": {}})
+        for key in mine:
             del store[key]
+        shared = {key: value for key, value in store.named_parameters() if id(value) in ids}
+        store.set_state({"params": shared, "constraints": {}})
         self._forget_references()
 
     def _forget_references(self) -> None:

@@ -30,7 +30,7 @@ class Checked(Assembly):
     def _mask(x: Tensor | None, mask: Any) -> Tensor | None:
         if mask is None:
             return None
-        mask = torch.as_tensor(mask)
+        mask = as_tensor(mask, "mask")
         if x is None or mask.dtype != torch.bool or mask.shape != x.shape:
             expected = "an x to go with it" if x is None else f"bool {tuple(x.shape)}"
             raise ShapeError(f"mask: expected {expected}, got {mask.dtype} {tuple(mask.shape)}")
@@ -49,7 +49,7 @@ class Checked(Assembly):
                 "this model is conditional: pass y, one for every row of x (an integer label, say); to fit, "
                 "the two as one, fit(vae, (x, y))"
             )
-        y = torch.as_tensor(y, device=self._beta.device)
+        y = as_tensor(y, "y", LabelError).to(self._beta.device)
         c = self.condition(y.to(self._beta.dtype) if y.is_floating_point() else y)
         if not isinstance(c, Tensor) or c.dim() == 0:
             raise PartError(f"condition: expected it to return floats (*, context), got {type(c).__name__}")
@@ -70,7 +70,9 @@ class Checked(Assembly):
 
     def _rows(self, x: Tensor) -> torch.Size:
         """The batch shape of x: none, where it is one datum."""
-        return x.shape[:1] if x.dim() > max(1, len(getattr(self.likelihood, "x_shape", ()))) else torch.Size()
+        # A wrapper says None where what it wraps does not say.
+        shape = getattr(self.likelihood, "x_shape", None) or ()
+        return x.shape[:1] if x.dim() > max(1, len(shape)) else torch.Size()
 
     def check(self, x: Any, y: Any = None, mask: Any = None) -> None:
         """Raise unless x and y are data for this model, whose parts go together; for a whole data set, before a step.
@@ -86,7 +88,7 @@ class Checked(Assembly):
         """
         x = self._seen(x, mask)
         self.check_values(x, y)
-        check_together(self, x, None if y is None else torch.as_tensor(y))
+        check_together(self, x, None if y is None else as_tensor(y, "y", LabelError))
 
     def check_values(self, x: Any, y: Any = None, mask: Any = None) -> None:
         """As :meth:`check`, of the data alone."""
@@ -103,10 +105,14 @@ class Checked(Assembly):
                     f"{error} (x is {x.dtype}, and so it becomes when cast to the model's {own}: clamp it, or take "
                     f"vae.to({x.dtype}))"
                 ) from error
+        self.check_labels(x, y)
+
+    def check_labels(self, x: Tensor, y: Any = None) -> None:
+        """As :meth:`check`, of y alone, for rows of x in which there may be nothing to look at."""
         if self.condition is None or y is None:
             self._context(y)
             return
-        y = torch.as_tensor(y)
+        y = as_tensor(y, "y", LabelError)
         self._check_one_batch(y)
         if self.per_row(y) and not self._rows(x):
             raise LabelError(f"expected one y for one x {tuple(x.shape)}, got {tuple(y.shape)}: pass y[0], or x[None]")
@@ -133,7 +139,11 @@ class Checked(Assembly):
 
     def check_training(self, x: Any, y: Any = None) -> None:
         """As :meth:`check`, for rows to train on: a model may do without some labels there."""
-        self.check(x, y)
+        self.check(x, self.labels_to_check(y))
+
+    def labels_to_check(self, y: Any) -> Any:
+        """Return what :meth:`check` is to see of the labels of rows to train on."""
+        return y
 
 
 def not_one_batch(batch: torch.Size, squeezable: bool) -> ShapeError:

@@ -61,7 +61,8 @@ class Programs(Checked):
         """
         x = self._tensor(x)
         mask = self._mask(x, mask)
-        c, size = self._programs_context(x, y)
+        self._register()
+        c, size = self._row_context(x, y)
         with self._plate(size, total):
             with self._kl_weight():
                 prior = self._prior(c)
@@ -81,15 +82,11 @@ class Programs(Checked):
         mask = self._mask(x, mask)
         if x is None:
             raise DataError("the guide is q(z | x, y) and needs x; to sample from the prior, run the model alone")
-        c, size = self._programs_context(x, y)
+        self._register()
+        c, size = self._row_context(x, y)
         q = self._posterior(x, c, mask)
         with self._plate(size, total), self._kl_weight():
             return pyro.sample("z", q)
-
-    def _programs_context(self, x: Tensor | None, y: Any) -> tuple[Tensor | None, int]:
-        """Register the parameters; return c (N, context) or None, and N."""
-        self._register()
-        return self._row_context(x, y)
 
     def _row_context(self, x: Tensor | None, y: Any) -> tuple[Tensor | None, int]:
         """C (N, context) or None, and N."""

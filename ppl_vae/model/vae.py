@@ -15,8 +15,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..data import as_tensor
 from ..distributions import as_pyro, is_point, onto_spheres, transport
-from ..errors import ConfigError, NoDensityError, check_positive
+from ..errors import ConfigError, LabelError, NoDensityError, check_positive
 from ..networks import widest
 from ..parts import Chain
 from .checks import check_latent, check_not_nan, check_pair, check_precision, check_rows, check_spheres
@@ -212,7 +213,7 @@ class VAE(Programs):
         x = self._tensor(x)
         check_rows(x)
         mask = self._mask(x, mask)
-        y = None if y is None else torch.as_tensor(y, device=x.device)
+        y = None if y is None else as_tensor(y, "y", LabelError).to(x.device)
         if y is not None and self.per_row(y) and len(y) == 1:
             y = y.expand(len(x), *y.shape[1:])
         # Where nothing is seen there is nothing to check, and the draws are those of p(x | y).
@@ -291,7 +292,7 @@ class VAE(Programs):
         x = self._tensor(x)
         p = self.prior_given(y)
         if callable(proposal):
-            q = as_pyro(proposal(x if mask is None else filled(x, mask))).expand(x.shape[:1])
+            q = as_pyro(proposal(x if mask is None else filled(x, mask))).expand(self._rows(x))
         elif proposal in ("encoder", "prior"):
             q = self.encode(given(self.encoder, x, mask), y) if proposal == "encoder" else p
             # An encoder that ignores x may give one distribution for all rows.

@@ -23,7 +23,7 @@ from torch import nn
 from .. import encoders, priors
 from ..errors import ConfigError, PartError, known
 from ..model import VAE
-from ..parts import Chain, Unconditional
+from ..parts import Chain, Unconditional, kept
 from .tables import FLOWS, HANDED_ON, NETWORKS, TABLES, lookup
 
 __all__ = ["build", "complete", "in_order", "make", "to_dict"]
@@ -154,7 +154,7 @@ def make(kind: str, config: Mapping[str, Any], conditional: bool = False, encode
             raise
         raise ConfigError(f"{kind} {name}: {error}") from error
     # zuko's flows do not remember how they were made; our own parts do.
-    part.__dict__.setdefault("arguments", dict(options))
+    part.__dict__.setdefault("arguments", kept(options))
     return Unconditional(part) if ignores else part
 
 

@@ -105,6 +105,7 @@ def vae(
         shared |= {"total_count": levels - 1, "levels": levels}
     if isinstance(of_y, conditions.OneHot):
         shared["classes"] = of_y.classes
+    parts: dict[str, Any] = {}
     bodies = {k: v for k, v in {"hidden": hidden, "network": network}.items() if v is not None}
 
     def part(kind: str, spec: Spec | None, **more: Any) -> Any:
@@ -118,7 +119,6 @@ def vae(
             )
         return make(kind, config, conditional=of_y is not None, encoder=parts.get("encoder"))
 
-    parts: dict[str, Any] = {}
     specs: dict[str, Spec | None] = {"prior": prior, "likelihood": likelihood, "encoder": encoder}
     for kind in in_order(specs):
         parts[kind] = part(kind, specs[kind], **{} if kind == "prior" else bodies)

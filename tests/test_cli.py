@@ -868,7 +868,7 @@ def test_a_runs_configuration_says_what_was_chosen_and_can_be_edited(
     ok("train", "--config", str(file), "--out", str(again := tmp_path / "again"))
     before, after = (yaml.safe_load((out / "config.yaml").read_text()) for out in (run, again))
     assert after["prior"] == before["prior"] == kept
-    assert pv.load(again).prior.features == 6
+    assert pv.load(again).encoder.features == 6
     hidden = [pv.presets.to_dict(pv.load(out))["prior"].get("hidden") for out in (run, again)]
     assert hidden[0] == hidden[1]
 

@@ -465,9 +465,16 @@ MUTANTS = [
     Mutant(
         "a density less a probability",
         "evaluation/comparison.py",
-        'if not (_alike(first, other) or (term == "kl" and first.seen == other.seen)):',
+        'if not (_of_the_same_pixels(first, other) and (term == "kl" or _of_a_kind(first, other))):',
         "if False:",
         "test_log_likelihood.py::test_probabilities_and_densities_have_no_difference",
+    ),
+    Mutant(
+        "evaluations of other pixels compared",
+        "evaluation/comparison.py",
+        "unknown or one.pixels == other.pixels",
+        "True",
+        "test_measurement_faults.py::test_halves_that_are_other_pixels_have_no_difference",
     ),
     Mutant(
         "draws in turn begin with the first component",

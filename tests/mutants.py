@@ -570,7 +570,7 @@ MUTANTS = [
     Mutant(
         "a mask in the units of a pixel",
         "encoders/masked.py",
-        "mask = mask * encoder.scale + encoder.shift",
+        "mask = mask * encoders[0].scale + encoders[0].shift",
         "mask = mask * 1.0",
         "test_missing.py::test_a_network_is_told_by_zeros_and_ones_whatever_the_range_of_a_pixel",
     ),

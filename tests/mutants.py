@@ -602,6 +602,20 @@ MUTANTS = [
         "min(self.rows - len(self.labels), PRIOR_DRAWS - 1)",
         "test_measurement_faults.py::test_labels_without_rows_are_no_degrees_of_freedom",
     ),
+    Mutant(
+        "a flow whose networks are cast to half precision",
+        "distributions/adapt.py",
+        "    @uncast\n    def log_prob(self, value: Tensor) -> Tensor:\n        drawn, log_prob",
+        "    def log_prob(self, value: Tensor) -> Tensor:\n        drawn, log_prob",
+        "test_distributions.py::test_flows_stay_in_single_precision_under_autocast",
+    ),
+    Mutant(
+        "a refused step that leaves running statistics spoilt",
+        "capture/svi.py",
+        "first_bad_site(self.model, self.guide, args, kwargs)\n        finally:\n            state.restore()\n",
+        "first_bad_site(self.model, self.guide, args, kwargs)\n        finally:\n            pass\n",
+        "test_capture.py::test_a_step_that_is_refused_leaves_running_statistics_as_they_were",
+    ),
 ]
 
 

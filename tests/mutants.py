@@ -465,9 +465,16 @@ MUTANTS = [
     Mutant(
         "a density less a probability",
         "evaluation/comparison.py",
-        'if not (_alike(first, other) or (term == "kl" and first.seen == other.seen)):',
+        'if not (_of_the_same_pixels(first, other) and (term == "kl" or _of_a_kind(first, other))):',
         "if False:",
         "test_log_likelihood.py::test_probabilities_and_densities_have_no_difference",
+    ),
+    Mutant(
+        "evaluations of other pixels compared",
+        "evaluation/comparison.py",
+        "unknown or one.pixels == other.pixels",
+        "True",
+        "test_measurement_faults.py::test_halves_that_are_other_pixels_have_no_difference",
     ),
     Mutant(
         "draws in turn begin with the first component",
@@ -563,7 +570,7 @@ MUTANTS = [
     Mutant(
         "a mask in the units of a pixel",
         "encoders/masked.py",
-        "mask = mask * encoder.scale + encoder.shift",
+        "mask = mask * encoders[0].scale + encoders[0].shift",
         "mask = mask * 1.0",
         "test_missing.py::test_a_network_is_told_by_zeros_and_ones_whatever_the_range_of_a_pixel",
     ),
@@ -594,6 +601,20 @@ MUTANTS = [
         "min(self.rows - seen, PRIOR_DRAWS - 1)",
         "min(self.rows - len(self.labels), PRIOR_DRAWS - 1)",
         "test_measurement_faults.py::test_labels_without_rows_are_no_degrees_of_freedom",
+    ),
+    Mutant(
+        "a flow whose networks are cast to half precision",
+        "distributions/adapt.py",
+        "    @uncast\n    def log_prob(self, value: Tensor) -> Tensor:\n        drawn, log_prob",
+        "    def log_prob(self, value: Tensor) -> Tensor:\n        drawn, log_prob",
+        "test_distributions.py::test_flows_stay_in_single_precision_under_autocast",
+    ),
+    Mutant(
+        "a refused step that leaves running statistics spoilt",
+        "capture/svi.py",
+        "first_bad_site(self.model, self.guide, args, kwargs)\n        finally:\n            state.restore()\n",
+        "first_bad_site(self.model, self.guide, args, kwargs)\n        finally:\n            pass\n",
+        "test_capture.py::test_a_step_that_is_refused_leaves_running_statistics_as_they_were",
     ),
 ]
 

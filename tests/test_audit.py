@@ -177,7 +177,9 @@ def test_passes_on_the_digits_it_was_trained_on():
     objectives = [Trace_ELBO(), Analytic(), IWAE(5), DReG(5), STL()]
     audit = pv.audit(vae, data.train.x[:64], data.train.y[:64], objectives=objectives, particles=20)
     assert audit.passed, audit
-    assert audit.line.endswith("loss and gradient of Trace_ELBO, Analytic, IWAE(k=5), DReG(k=5), STL")
+    found, *left_open = audit.line.split("; ")
+    assert found.endswith("loss and gradient of Trace_ELBO, Analytic, IWAE(k=5), DReG(k=5), STL")
+    assert all(said.startswith("too few draws to see an error as large as the number: ") for said in left_open)
 
 
 def test_losses_are_log_p_at_the_exact_posterior():
@@ -788,8 +790,13 @@ def test_a_row_that_cannot_see_anything_is_no_ok():
     few, many = (pv.audit(vae, x, objectives=[Trace_ELBO(), IWAE(3)], particles=n) for n in (2, 300))
     assert [str(row)[:4].strip() for row in few.rows] == ["?", "?", "ok", "ok"]
     assert "too few draws" in str(few).splitlines()[0]
+    # Nor is it hidden in what is printed after a training.
+    assert few.passed
+    assert few.line.endswith(
+        "; too few draws to see an error as large as the number: Trace_ELBO loss, Trace_ELBO gradient"
+    )
     assert [str(row)[:4].strip() for row in many.rows] == ["ok", "ok", "ok", "ok"]
-    assert "too few draws" not in str(many)
+    assert "too few draws" not in str(many) + many.line
 
 
 def test_a_failure_by_rounding_is_said_to_be_one():
@@ -906,8 +913,13 @@ def test_nothing_to_compare_is_no_pass():
     assert [row.what for row in audit.rows] == ["not for this model"] * 2
     assert all("no closed form" in row.note for row in audit.rows)
     assert not audit.passed
-    assert audit.line == "audit: FAIL: SVI against the same written by hand: loss and gradient of no objective"
-    assert pv.audit(vae, *rows(vae), objectives=[FreeBits(), IWAE(2)], particles=2).passed
+    assert audit.line == (
+        "audit: FAIL: SVI against the same written by hand: loss and gradient of no objective; "
+        "not for this model: FreeBits(nats=0.5), Analytic"
+    )
+    some = pv.audit(vae, *rows(vae), objectives=[FreeBits(), IWAE(2)], particles=2)
+    assert some.passed
+    assert some.line.endswith(": loss and gradient of IWAE(k=2); not for this model: FreeBits(nats=0.5)")
 
 
 def test_leaves_everything_as_it_was():

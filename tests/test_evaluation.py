@@ -272,6 +272,7 @@ def test_weights_that_are_nan_are_named_by_every_measurement():
         lambda: ev.bounds(vae, x),
         lambda: ev.simulate(vae, 4),
         lambda: ev.quality(vae, (x, y), (x, y)),
+        lambda: ev.label_use(vae, x, y),
         lambda: ev.audit(vae, x),
         lambda: vae.log_prob(x),
         lambda: pv.fit(vae, x, epochs=1, progress=False),

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pyro.distributions as dist
 import pytest
@@ -255,10 +256,34 @@ def test_a_comparison_says_who_is_given_y_and_which_pixels_are_seen():
     assert math.isfinite(comparison.difference("of x given y")[0])
     assert "given y: of x given y; not: of x, of half of x" in str(comparison)
     assert all(math.isnan(comparison.difference("of half of x", term)[0]) for term in comparison.terms)
-    assert "other shares of the pixels" in str(comparison)
+    assert "no difference between other pixels means anything (of x: 100.0% seen, " in str(comparison)
     alike = str(compare({name: found["of x"] for name in ("one", "two")}))
     assert "given y" not in alike
-    assert "shares" not in alike
+    assert "other pixels" not in alike
+
+
+def test_halves_that_are_other_pixels_have_no_difference():
+    """The left and the top half of an image are as many pixels; those of a mask that says all are the same as ever."""
+    vae, x = pv.vae((1, 4, 4), 2, likelihood="Gaussian", hidden=(4,)), torch.randn(20, 1, 4, 4)
+    left, top, whole = torch.zeros_like(x, dtype=torch.bool), torch.zeros_like(x, dtype=torch.bool), x == x
+    left[..., :2], top[..., :2, :] = True, True
+    masks = {"left": left, "top": top, "left again": left.clone(), "whole": whole, "all": None}
+    found = {name: evaluate(vae, x, mask=mask, samples=30) for name, mask in masks.items()}
+    assert found["left"].seen == found["top"].seen == 0.5
+    other = compare({name: found[name] for name in ("left", "top")})
+    assert all(math.isnan(other.difference("top", term)[0]) for term in other.terms)
+    said = ", ".join(f"{name}: 50.0% seen by mask {found[name].pixels}" for name in ("left", "top"))
+    assert f"no difference between other pixels means anything ({said})" in str(other)
+    # Of old there was no digest, and the share alone tells.
+    old = {"left, of old": replace(found["left"], pixels=None), "top": found["top"]}
+    for pair in ({name: found[name] for name in ("left", "left again")}, old, dict(list(found.items())[-2:])):
+        alike = compare(pair)
+        assert all(math.isfinite(alike.difference(list(pair)[1], term)[0]) for term in alike.terms)
+        assert "other pixels" not in str(alike)
+    written = [found[name].to_dict()["pixels"] for name in masks]
+    assert written[0] == written[2] == found["left"].pixels
+    assert len(set(written)) == 4
+    assert written[-1] is None
 
 
 def test_labels_without_rows_are_no_degrees_of_freedom():

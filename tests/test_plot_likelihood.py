@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from ppl_vae import plots
+from ppl_vae.cli import report
 from ppl_vae.errors import ShapeError
+from ppl_vae.evaluation import LogLikelihood
 
 CURVE = -torch.tensor([[9.0, 8.0, 10.0], [7.0, 7.0, 8.0], [6.5, 6.0, 7.0]])
 
@@ -41,3 +43,14 @@ def test_rows_are_counted_as_in_the_table():
     )
     figure = plots.likelihood([1, 10], torch.randn(2, 203), k)
     assert figure.axes[1].texts[0].get_text().startswith("7 of 203 rows")
+
+
+@pytest.mark.parametrize(("k", "panels"), [(-torch.inf, 2), (torch.inf, 2), (torch.nan, 1)])
+def test_infinite_tails_are_drawn_after_an_evaluation(k, panels, tmp_path, monkeypatch):
+    """All flat (−∞), or all one weight (∞): that is known of them, and of NaN there is nothing to draw."""
+    row = torch.zeros(3)
+    found = LogLikelihood(row, row, row, torch.full((3,), k), 100, CURVE, (1, 10, 100), "encoder")
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: (drawn.append(figure), path)[1])
+    assert report.draw_likelihood(found, tmp_path) == tmp_path / "likelihood.png"
+    assert len(drawn[0].axes) == panels

@@ -175,6 +175,32 @@ def test_what_is_written_down_comes_back(make):
     assert torch.equal(other.reconstruct(x, y), vae.reconstruct(x, y))
 
 
+@pytest.mark.parametrize(
+    "clamp",
+    [
+        (-math.inf, 14.0),
+        torch.tensor([-math.inf, 14.0]),
+        np.array([-math.inf, 14.0]),
+        (np.float32(-math.inf), torch.tensor(14.0)),
+    ],
+    ids=["floats", "tensor", "array", "scalars"],
+)
+def test_an_infinity_is_written_as_json_has_it(clamp, tmp_path):
+    """Which has none: neither on its own nor inside of a tensor."""
+    vae = pv.vae(IMAGE, 3, encoder={"name": "Gaussian", "clamp": clamp})
+    assert json.loads(json.dumps(presets.to_dict(vae), allow_nan=False))["encoder"]["clamp"] == ["-Infinity", 14.0]
+    pv.save(vae, tmp_path)
+    assert pv.load(tmp_path).encoder.clamp == (-math.inf, 14.0)
+
+
+@pytest.mark.parametrize("df", [math.inf, torch.tensor([math.inf, 2.0, 3.0])], ids=["float", "tensor"])
+def test_an_infinite_constant_comes_back(df):
+    for prior in (priors.Fixed(dist.StudentT, df, features=3), priors.Fixed(dist.StudentT, df=df, features=3)):
+        vae = pv.vae(IMAGE, 3, prior=prior)
+        again = presets.build(json.loads(json.dumps(presets.to_dict(vae), allow_nan=False)))
+        assert torch.equal(again.prior().base_dist.df, vae.prior().base_dist.df)
+
+
 def test_beta_is_written_as_people_write_it():
     assert presets.to_dict(pv.vae(IMAGE, 3, beta=0.1))["beta"] == 0.1
 

@@ -170,7 +170,7 @@ def _drawn(split: data.Split, seed: int) -> torch.Tensor:
 
 def draw_likelihood(found: LogLikelihood, out: Path) -> Path:
     """Draw how log p grows with the number of samples."""
-    k = found.pareto_k if found.pareto_k.isfinite().any() else None
+    k = found.pareto_k if (~found.pareto_k.isnan()).any() else None
     title = f"log p(x|y) of {len(found.values)} rows by importance sampling"
     figure = plots.likelihood(found.points, found.curve, k, limit=good_below(found.samples), title=title)
     return plots.save(figure, out / "likelihood.png")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ConfigError, check_positive, check_shape
+from ..errors import ConfigError, check_shape
 from ..networks import Body, Network
 from ..parts import Part, check_context
 
@@ -26,13 +26,11 @@ class Encoder(Part):
     Arguments:
         width: how many.
         x_shape, context, hidden, network, shift, scale: as the encoders take them.
-        sizes: whole numbers of at least one, to be checked and kept, such as the number of latent features.
 
     Raises:
-        ConfigError: for a size that is none, or a scale that is not positive.
+        ConfigError: for a shift or scale that is no number, or a scale that is not positive.
     """
 
-    features: int
     shift: Tensor
     scale: Tensor
 
@@ -45,12 +43,8 @@ class Encoder(Part):
         network: Body | None,
         shift: float,
         scale: float,
-        **sizes: int,
     ) -> None:
         super().__init__()
-        check_positive(**sizes)
-        for name, size in sizes.items():
-            setattr(self, name, size)
         for name, value in {"shift": shift, "scale": scale}.items():
             if not isinstance(value, numbers.Real):
                 raise ConfigError(f"{name}: expected a number for all pixels, got {value!r}: standardise x before")

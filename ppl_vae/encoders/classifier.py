@@ -11,6 +11,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
+from ..errors import check_positive
 from ..networks import Body
 from .base import Encoder
 
@@ -36,8 +37,6 @@ class Classifier(Encoder):
         torch.Size([5, 10])
     """
 
-    classes: int
-
     def __init__(
         self,
         classes: int,
@@ -48,7 +47,9 @@ class Classifier(Encoder):
         shift: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        super().__init__(classes, x_shape, context, hidden, network, shift, scale, classes=classes)
+        check_positive(classes=classes)
+        super().__init__(classes, x_shape, context, hidden, network, shift, scale)
+        self.classes = classes
 
     def from_raw(self, raw: Tensor) -> Any:
         """Return q(y | x), a distribution over 0 … classes − 1."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import zuko
-from ..errors import PartError
+from ..errors import PartError, check_positive
 from ..networks import Body
 from .base import Encoder
 
@@ -56,8 +56,6 @@ class Flow(Encoder):
         torch.Size([5])
     """
 
-    outputs: int
-
     def __init__(
         self,
         features: int,
@@ -70,8 +68,9 @@ class Flow(Encoder):
         flow: Callable[..., Any] = zuko.flows.MAF,
         outputs: int = 64,
     ) -> None:
-        sizes = {"features": features, "outputs": outputs}
-        super().__init__(outputs, x_shape, context, hidden, network, shift, scale, **sizes)
+        check_positive(features=features, outputs=outputs)
+        super().__init__(outputs, x_shape, context, hidden, network, shift, scale)
+        self.features, self.outputs = features, outputs
         if isinstance(flow, torch.nn.Module):
             raise PartError(
                 f"Flow: expected a class of zuko.flows, such as {type(flow).__name__}, got one that is made: pass the "

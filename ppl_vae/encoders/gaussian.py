@@ -58,8 +58,9 @@ class Gaussian(Encoder):
         scale: float = 1.0,
         clamp: tuple[float, float] = (-14.0, 14.0),
     ) -> None:
-        super().__init__(2 * features, x_shape, context, hidden, network, shift, scale, features=features)
-        self.clamp = check_range("clamp", clamp)
+        check_positive(features=features)
+        super().__init__(2 * features, x_shape, context, hidden, network, shift, scale)
+        self.features, self.clamp = features, check_range("clamp", clamp)
 
     def from_raw(self, raw: Tensor) -> Any:
         """Return q(z | x, y), event shape (features,)."""
@@ -106,8 +107,8 @@ class FullGaussian(Encoder):
     ) -> None:
         check_positive(features=features)
         outputs = 2 * features + features * (features - 1) // 2
-        super().__init__(outputs, x_shape, context, hidden, network, shift, scale, features=features)
-        self.clamp = check_range("clamp", clamp)
+        super().__init__(outputs, x_shape, context, hidden, network, shift, scale)
+        self.features, self.clamp = features, check_range("clamp", clamp)
         self.register_buffer("below", torch.tril_indices(features, features, -1), persistent=False)
 
     def from_raw(self, raw: Tensor) -> Any:
@@ -145,8 +146,6 @@ class LowRankGaussian(Encoder):
         (torch.Size([5, 20]), torch.Size([5, 20, 3]))
     """
 
-    rank: int
-
     def __init__(
         self,
         features: int,
@@ -160,9 +159,8 @@ class LowRankGaussian(Encoder):
         clamp: tuple[float, float] = (-14.0, 14.0),
     ) -> None:
         check_positive(features=features, rank=rank)
-        outputs = (2 + rank) * features
-        super().__init__(outputs, x_shape, context, hidden, network, shift, scale, features=features, rank=rank)
-        self.clamp = check_range("clamp", clamp)
+        super().__init__((2 + rank) * features, x_shape, context, hidden, network, shift, scale)
+        self.features, self.rank, self.clamp = features, rank, check_range("clamp", clamp)
 
     @uncast
     def from_raw(self, raw: Tensor) -> Any:

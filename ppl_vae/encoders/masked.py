@@ -68,8 +68,8 @@ class Masked(Part):
         """Return q(z | x, y) for x (*, *x_shape), all of it seen; or for x and its mask in one, (*, 2 C, ...)."""
         dim = -len(self.x_shape)
         x, mask = (x, torch.ones_like(x)) if x.shape[dim:] == self.x_shape else x.tensor_split(2, dim)
-        for encoder in self._standardising()[:1]:
-            mask = mask * encoder.scale + encoder.shift
+        if encoders := self._standardising():
+            mask = mask * encoders[0].scale + encoders[0].shift
         return self.part(torch.cat([x, mask], dim), c)
 
     def _standardising(self) -> list[Encoder]:

@@ -47,8 +47,6 @@ class Mixture(Encoder):
         (torch.Size([5, 20]), True, torch.Size([5, 20]))
     """
 
-    components: int
-
     def __init__(
         self,
         features: int,
@@ -61,11 +59,10 @@ class Mixture(Encoder):
         components: int = 3,
         clamp: tuple[float, float] = (-14.0, 14.0),
     ) -> None:
-        sizes = {"features": features, "components": components}
-        check_positive(**sizes)
+        check_positive(features=features, components=components)
         outputs = components * (1 + 2 * features)
-        super().__init__(outputs, x_shape, context, hidden, network, shift, scale, **sizes)
-        self.clamp = check_range("clamp", clamp)
+        super().__init__(outputs, x_shape, context, hidden, network, shift, scale)
+        self.features, self.components, self.clamp = features, components, check_range("clamp", clamp)
 
     def from_raw(self, raw: Tensor) -> Any:
         """Return q(z | x, y), event shape (features,)."""

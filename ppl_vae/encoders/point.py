@@ -11,6 +11,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
+from ..errors import check_positive
 from ..networks import Body
 from .base import Encoder
 
@@ -48,7 +49,9 @@ class Delta(Encoder):
         shift: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        super().__init__(features, x_shape, context, hidden, network, shift, scale, features=features)
+        check_positive(features=features)
+        super().__init__(features, x_shape, context, hidden, network, shift, scale)
+        self.features = features
 
     def from_raw(self, raw: Tensor) -> Any:
         """Return the point mass at z = f(x, y), event shape (features,)."""

@@ -59,7 +59,8 @@ class PowerSpherical(Encoder):
         if features == 1:
             raise ConfigError("PowerSpherical: expected features ≥ 2: a sphere in one dimension is two points")
         check_positive(features=features)
-        super().__init__(features + 1, x_shape, context, hidden, network, shift, scale, features=features)
+        super().__init__(features + 1, x_shape, context, hidden, network, shift, scale)
+        self.features = features
 
     def from_raw(self, raw: Tensor) -> Any:
         """Return q(z | x, y), event shape (features,)."""

@@ -29,7 +29,7 @@ from ..model import VAE
 from ..model.checks import check_not_nan
 from ..objectives import IWAE, STL, Analytic, Capacity, DReG, FreeBits, Renyi
 from .measuring import Report, plain
-from .pairs import HEAD, AuditRow, Pair
+from .pairs import HEAD, REFUSED, AuditRow, Pair
 
 __all__ = ["Audit", "AuditRow", "audit", "library"]
 
@@ -64,12 +64,16 @@ class Audit(Report):
 
     @property
     def line(self) -> str:
-        """The result on one line."""
+        """The result on one line, and what it leaves open."""
         wrong = [f"{row.objective} {row.what}" for row in self.compared if not row.ok]
         names = ", ".join(dict.fromkeys(row.objective for row in self.compared)) or "no objective"
         what = "loss" if {row.what for row in self.compared} == {"loss"} else "loss and gradient"
         found = f"wrong are {', '.join(wrong)}" if wrong else f"{what} of {names}"
-        return f"{self._verdict}: SVI against the same written by hand: {found}"
+        refused = [row.objective for row in self.rows if row.what == REFUSED]
+        blind = [f"{row.objective} {row.what}" for row in self._blind]
+        left_open = {REFUSED: refused, "too few draws to see an error as large as the number": blind}
+        told = [found, *(f"{why}: {', '.join(rows)}" for why, rows in left_open.items() if rows)]
+        return f"{self._verdict}: SVI against the same written by hand: {'; '.join(told)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON; one that is not finite is None."""
@@ -78,9 +82,14 @@ class Audit(Report):
 
     def __str__(self) -> str:
         title = f"SVI against the same written by hand: {self.data} rows, {self.particles} draws, nats per datum"
-        if any(row.ok and row.blind for row in self.compared):
+        if self._blind:
             title += "; ?: too few draws to see an error as large as the number: take more particles"
         return "\n".join([title, HEAD, *map(str, self.rows), *filter(None, [self.note]), self._verdict])
+
+    @property
+    def _blind(self) -> list[AuditRow]:
+        """The rows that agree, but would have done so with an error as large as the number."""
+        return [row for row in self.compared if row.ok and row.blind]
 
     @property
     def _verdict(self) -> str:

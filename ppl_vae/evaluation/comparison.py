@@ -3,8 +3,8 @@ r"""Several models on the same rows: what lies between them, and how sure that i
 .. math:: \Delta = \frac1N \sum_i (a_i - b_i), \qquad \mathrm{se}(\Delta)^2 = \frac1N \mathrm{Var}_i (a_i - b_i)
 
 A row that is hard for one model is hard for the next, so the error of a difference is a fraction of that of a mean.
-Probabilities and densities are in different units, whose difference would mean nothing, and so would that of all pixels
-and some of them. What is given y has less to say than what is not: log p(x) has y to tell, too.
+Probabilities and densities are in different units, whose difference would mean nothing, and so would that of one half
+of the pixels and the other. What is given y has less to say than what is not: log p(x) has y to tell, too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from ..errors import DataError
@@ -41,7 +42,7 @@ class Comparison(Report):
         """
         first = next(iter(self.evaluations.values()))
         other = self.evaluations[name]
-        if not (_alike(first, other) or (term == "kl" and first.seen == other.seen)):
+        if not (_of_the_same_pixels(first, other) and (term == "kl" or _of_a_kind(first, other))):
             return math.nan, math.nan
         return mean_and_error(other.values[term] - first.values[term])
 
@@ -66,12 +67,13 @@ class Comparison(Report):
             if 0 < len(without) < len(self.evaluations):
                 lines.append(f"no {title}: {', '.join(without)} {'has' if len(without) == 1 else 'have'} none")
         kinds = {name: _kind(evaluation) for name, evaluation in self.evaluations.items()}
-        if not all(_of_a_kind(one, other) for one in self.evaluations.values() for other in self.evaluations.values()):
+        pairs = list(combinations(self.evaluations.values(), 2))
+        if not all(_of_a_kind(*pair) for pair in pairs):
             said = ", ".join(f"{name}: {kind or 'not known'}" for name, kind in kinds.items())
             lines.append(f"no difference between a probability of x and a density of x means anything ({said})")
-        if len({e.seen for e in self.evaluations.values()}) > 1:
-            said = ", ".join(f"{name}: {1.0 if e.seen is None else e.seen:.1%}" for name, e in self.evaluations.items())
-            lines.append(f"no difference between other shares of the pixels means anything ({said})")
+        if not all(_of_the_same_pixels(*pair) for pair in pairs):
+            said = ", ".join(f"{name}: {_pixels(evaluation)}" for name, evaluation in self.evaluations.items())
+            lines.append(f"no difference between other pixels means anything ({said})")
         if given := [name for name, e in self.evaluations.items() if e.conditional]:
             without = [name for name, e in self.evaluations.items() if e.conditional is False]
             if without:
@@ -113,9 +115,20 @@ def _kind(evaluation: Evaluation) -> str | None:
     return None if evaluation.discrete is None else "a probability" if evaluation.discrete else "a density"
 
 
-def _alike(one: Evaluation, other: Evaluation) -> bool:
-    """Whether a difference between them means anything."""
-    return one.seen == other.seen and _of_a_kind(one, other)
+def _seen(evaluation: Evaluation) -> float:
+    """The share of the pixels that it is of."""
+    return 1.0 if evaluation.seen is None else evaluation.seen
+
+
+def _pixels(evaluation: Evaluation) -> str:
+    """Which pixels it is of, in words."""
+    return f"{_seen(evaluation):.1%} seen" + (f" by mask {evaluation.pixels}" if evaluation.pixels else "")
+
+
+def _of_the_same_pixels(one: Evaluation, other: Evaluation) -> bool:
+    # One without a digest is of old, or of all pixels: of these the share says as much.
+    unknown = None in (one.pixels, other.pixels)
+    return _seen(one) == _seen(other) and (unknown or one.pixels == other.pixels)
 
 
 def _of_a_kind(one: Evaluation, other: Evaluation) -> bool:

@@ -5,19 +5,21 @@ r"""What every measurement shares: it leaves the model as it was, draws numbers 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..devices import seeded
 from ..model import VAE
 
-__all__ = ["GREY", "SEEN", "Report", "frozen", "mean_and_error", "measuring", "named", "plain", "share"]
+__all__ = ["GREY", "SEEN", "Report", "digest", "frozen", "mean_and_error", "measuring", "named", "plain", "share"]
 
 
 class Report:
@@ -89,6 +91,19 @@ def share(mask: Tensor | None) -> float | None:
         (0.5, None)
     """
     return None if mask is None else mask.double().mean().item()
+
+
+def digest(mask: Tensor | None) -> str | None:
+    """Return what a mask of this shape has to itself, in 16 hexadecimal digits; None for none.
+
+    Example:
+        >>> digest(torch.tensor([[True, False]])), digest(torch.tensor([[False, True]]))
+        ('7f5c1ac2248adc06', '66336d36deb81409')
+    """
+    if mask is None:
+        return None
+    bits = np.packbits(mask.cpu().numpy()).tobytes()
+    return hashlib.sha256(repr(tuple(mask.shape)).encode() + bits).hexdigest()[:16]
 
 
 def named(terms: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:

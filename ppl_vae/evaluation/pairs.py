@@ -24,8 +24,10 @@ from ..objectives import Capacity
 from .measuring import Report
 from .references import draw_for_draw, loss_by_hand
 
-__all__ = ["HEAD", "AuditRow", "Pair"]
+__all__ = ["HEAD", "REFUSED", "AuditRow", "Pair"]
 
+# What stands in the place of loss and gradient where an objective is not for this model.
+REFUSED = "not for this model"
 # Two ways to one number may differ by so much of its size; in single precision, weights have that of a large log w.
 _ROUNDING, _ROUNDING_SINGLE = 1e-5, 1e-3
 # Draws: to see that two losses are the same draw for draw, and to know a signal-to-noise ratio.
@@ -152,7 +154,7 @@ class Pair:
     def rows(self, pilot: list[int], seeds: list[list[int]], random: dict[str, Tensor], limit: float) -> list[AuditRow]:
         """Compare the two with the first seeds, and if they differ with the next."""
         if self.refusal:
-            return [AuditRow(self.name, "not for this model", note=self.refusal)]
+            return [AuditRow(self.name, REFUSED, note=self.refusal)]
         if all(self.same):
             ours, tested = Draws.of(self, self.program, seeds[0][:_ENOUGH], {}), list[AuditRow]()
         else:

@@ -22,7 +22,7 @@ from ..model.checks import check_not_nan, check_precision
 from ..model.masking import given
 from ..objectives import elbo_terms
 from .likelihood import LogLikelihood, log_likelihood
-from .measuring import GREY, SEEN, Report, mean_and_error, measuring, named, plain, share
+from .measuring import GREY, SEEN, Report, digest, mean_and_error, measuring, named, plain, share
 from .pareto import good_below
 
 __all__ = ["Evaluation", "evaluate"]
@@ -51,6 +51,7 @@ class Evaluation(Report):
             known.
         seen: the share of the pixels that are seen, of which alone all of this is; None without a mask.
         conditional: whether it is given y; None where that is not known.
+        pixels: which they are, as a digest of the mask; None without one, or where that is not known.
     """
 
     values: Mapping[str, Tensor]
@@ -61,6 +62,7 @@ class Evaluation(Report):
     discrete: bool | None = None
     seen: float | None = None
     conditional: bool | None = None
+    pixels: str | None = None
 
     @property
     def rows(self) -> int:
@@ -100,6 +102,7 @@ class Evaluation(Report):
                 "density": self.density,
                 "discrete": self.discrete,
                 "seen": self.seen,
+                "pixels": self.pixels,
                 "conditional": self.conditional,
                 "unit": "nats per datum",
                 **named(self.terms),
@@ -172,9 +175,10 @@ def evaluate(
             chunks.append(elbo_terms(vae, x[some], vae._labels_of(y, some), samples=draws, mask=seen))
     reconstruction, kl = (torch.cat(column).double().cpu() for column in zip(*chunks, strict=True))
     density, conditional = getattr(vae.likelihood, "density", True), vae.condition is not None
+    more = discrete, share(mask), conditional, digest(mask)
     if point:
         values = {"reconstruction": reconstruction}
-        return Evaluation(values, samples, density, None, None, discrete, share(mask), conditional)
+        return Evaluation(values, samples, density, None, None, *more)
     found = log_likelihood(vae, x, y, mask, samples=samples, seed=seed, progress=progress)
     values = {
         "neg_elbo": reconstruction + kl,
@@ -184,4 +188,4 @@ def evaluate(
     }
     if found.bits is not None:
         values["bits_per_dim"] = -found.bits * found.values
-    return Evaluation(values, samples, density, found, found.pareto_k, discrete, found.seen, conditional)
+    return Evaluation(values, samples, density, found, found.pareto_k, *more)

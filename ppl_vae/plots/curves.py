@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import DataError
+from ..history import bound_name
 from .figure import COLOURS, INK, TEXT, dress, empty
 
 __all__ = ["history"]
@@ -59,12 +60,12 @@ def history(history: Iterable[Mapping[str, Any]], *, unit: str = "nats per image
     if len(loss) != len(bound) or not np.allclose(loss, bound, rtol=1e-6, equal_nan=True):
         draw(panels[0], "loss", "minimised loss", "0.5", ":")
     draw(panels[1], "reconstruction", "reconstruction", COLOURS[2])
-    # Without a prior, as in an autoencoder, there is no KL, and nothing is bounded.
-    if has_prior := any(entry.get("kl") != 0 for entry in entries):
+    # Without a prior, as in an autoencoder, there is no KL.
+    if (told := bound_name(entries)) == "−ELBO":
         draw(panels[1], "kl", "KL", COLOURS[6])
     if varies:
         draw(panels[2], "beta", "", INK)
-    names = f"{'−ELBO' if has_prior else 'reconstruction'} ({unit})", f"its parts ({unit})", "β"
+    names = f"{told} ({unit})", f"its parts ({unit})", "β"
     for ax, name in zip(panels, names, strict=False):
         dress(ax, "epoch", name)
         ax.grid(axis="y", color="0.92")

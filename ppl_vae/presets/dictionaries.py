@@ -139,7 +139,8 @@ def make(kind: str, config: Mapping[str, Any], conditional: bool = False, encode
     positional = options.pop("args", [])
     arguments = {key: _value(key, value) for key, value in options.items()}
     if cls is priors.Fixed:
-        positional = [arguments.pop("distribution", None), *positional]
+        positional = [arguments.pop("distribution", None), *_number(positional)]
+        arguments = {key: _number(value) for key, value in arguments.items()}
     if cls is priors.Vamp:
         if encoder is None:
             raise ConfigError(
@@ -179,6 +180,13 @@ def _value(key: str, value: Any) -> Any:
 def _distributions() -> dict[str, type]:
     families = {name: value for name, value in vars(dist).items() if inspect.isclass(value)}
     return {name: cls for name, cls in families.items() if issubclass(cls, torch.distributions.Distribution)}
+
+
+def _number(value: Any) -> Any:
+    """A number, or a list of them, with infinity and NaN read from their names."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_number(v) for v in value]
+    return float(value) if isinstance(value, str) and value in ("Infinity", "-Infinity", "NaN") else value
 
 
 def build(config: Mapping[str, Any]) -> VAE:
@@ -245,7 +253,7 @@ def _plain(what: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return value.tolist()
+        return _plain(what, value.tolist())
     if isinstance(value, Sequence):
         return [_plain(what, v) for v in value]
     if isinstance(value, Mapping):

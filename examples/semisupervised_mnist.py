@@ -67,14 +67,14 @@ model = pv.SemiSupervised(
 
 def accuracy(model, history):
     """Of argmax q(y|x) on validation images, after every epoch."""
-    right = model.classify(codes[1]).logits.argmax(-1) == grey.valid.y
+    right = model.classify(codes[1]).logits.argmax(-1).cpu() == grey.valid.y
     print(f"epoch {len(history)}: {right.double().mean():.4f} of the validation images", flush=True)
 
 
 pv.fit(model, train, epochs=args.epochs, lr=1e-3, callbacks=[accuracy], **options)
 
 with torch.no_grad():
-    right = (model.classify(codes[2]).logits.argmax(-1) == grey.test.y).double()
+    right = (model.classify(codes[2]).logits.argmax(-1).cpu() == grey.test.y).double()
 print(f"test accuracy at {len(known)} labels: {right.mean():.4f} ± {right.std() / len(right) ** 0.5:.4f}")
 labels = torch.arange(10)
 drawn = model.sample(10, y=labels, mean=True)

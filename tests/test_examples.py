@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,39 @@ def test_semisupervised_learns_from_few_labels(root: Path, tmp_path: Path) -> No
     # One blot a class: every label can be told.
     assert float(line.split(": ")[1].split()[0]) > 0.9
     assert pictures(tmp_path)["samples"] > 0.05
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of another device, as far as that is not to be mixed with this one."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Refuse a tensor of this device beside one of the other."""
+        if any(type(arg) is torch.Tensor and arg.dim() for arg in args):
+            raise RuntimeError("expected all tensors to be on the same device")
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        return found.as_subclass(torch.Tensor) if func is torch.Tensor.cpu else found
+
+
+def test_semisupervised_compares_labels_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What q(y|x) says lies with the model, on a GPU perhaps, and the labels of the data do not."""
+    data = pv.data.from_tensors(torch.rand(300, 1, 28, 28), torch.arange(300) % 10, binarize="dynamic")
+    monkeypatch.setattr(pv.data, "load", lambda *args, **options: data)
+    classify, seen = pv.SemiSupervised.classify, []
+
+    def elsewhere(self: pv.SemiSupervised, x: torch.Tensor) -> Any:
+        seen.append(len(x))
+        return SimpleNamespace(logits=classify(self, x).logits.as_subclass(Elsewhere))  # type: ignore[attr-defined]
+
+    def fit(model: pv.VAE, train: Any, *, callbacks: Any, **options: Any) -> None:
+        callbacks[0](model, [{}])
+
+    monkeypatch.setattr(pv.SemiSupervised, "classify", elsewhere)
+    monkeypatch.setattr(pv, "fit", fit)
+    words = ["--pixels", "--hidden", "5", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["semisupervised_mnist.py", *words])
+    runpy.run_path(str(EXAMPLES / "semisupervised_mnist.py"), run_name="__main__")
+    assert seen == [len(data.valid), len(data.test)]
 
 
 class Enough(Exception):

@@ -9,6 +9,7 @@ by tens of nats there, and what has been decided first is what the rest is expla
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -30,8 +31,8 @@ parser.add_argument("--pixels", action="store_true", help="leave the first model
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 
-data = pv.data.load("mnist", root=args.root, binarize="dynamic").head(args.rows)
-grey = pv.data.load("mnist", root=args.root, scale="unit").head(args.rows)
+both = (pv.data.load("mnist", root=args.root, **how) for how in ({"binarize": "dynamic"}, {"scale": "unit"}))
+data, grey = (dataclasses.replace(kind, train=kind.train.head(args.rows)) for kind in both)
 options = {"batch_size": 200, "seed": args.seed, "progress": False}
 torch.manual_seed(args.seed)
 if args.pixels:

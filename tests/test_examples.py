@@ -184,6 +184,29 @@ class Enough(Exception):
     """Raised where a row would begin to measure."""
 
 
+@pytest.mark.parametrize("name", ["vae_mnist", "cvae_mnist", "semisupervised_mnist", "priors"])
+def test_fewer_training_images_are_as_many_of_the_others(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--rows`` is of training images; of no more test images than there are, none is measured twice."""
+    whole = pv.data.from_tensors(torch.rand(300, 1, 28, 28), torch.arange(300) % 10, binarize="dynamic")
+    found: dict[str, Any] = {}
+
+    def fit(*args: Any, **options: Any) -> None:
+        found.update(sys._getframe(1).f_globals)
+        raise Enough
+
+    monkeypatch.setattr(pv.data, "load", lambda *args, **options: whole)
+    monkeypatch.setattr(pv, "fit", fit)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--rows", "20", "--out", str(tmp_path)])
+    with pytest.raises(Enough):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    for data in (found["data"], found.get("grey", found["data"])):
+        assert [len(data.train), len(data.valid), len(data.test)] == [20, 30, 30]
+    if name == "priors":
+        assert torch.equal(found["test"].x, whole.test.x)
+
+
 def protocol(script: str, options: str, root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a row asks of ``fit`` and of the measurement, and its model; nothing is trained."""
     found: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import runpy
+import shlex
 import struct
 import subprocess
 import sys
@@ -178,6 +179,23 @@ def test_semisupervised_compares_labels_where_they_are(tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "argv", ["semisupervised_mnist.py", *words])
     runpy.run_path(str(EXAMPLES / "semisupervised_mnist.py"), run_name="__main__")
     assert seen == [len(data.valid), len(data.test)]
+
+
+def test_the_command_of_a_benchmark_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its quotes, where a word has a space."""
+    found = runpy.run_path(str(EXAMPLES.parent / "benchmarks" / "common.py"))
+    words = ["benchmarks/step_time.py", "--cases", "mlp 128,400", "--only", ""]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setitem(found["machine"].__globals__, "busy", lambda: 0.0)
+    told = found["machine"](found["parser"](None, 1).parse_args(["--threads", "1"]))
+    assert shlex.split(told["command"]) == ["python", *words]
+
+
+def test_cleaning_keeps_trained_models() -> None:
+    """What ``make clean`` removes can be made again."""
+    command = ["make", "--dry-run", "clean"]
+    done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, check=True)
+    assert "runs" not in done.stdout.split()
 
 
 class Enough(Exception):

@@ -7,6 +7,7 @@ import math
 import os
 import runpy
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -391,6 +392,29 @@ def test_rows_of_the_reproduction(
     assert f"{row}: {of} {found['mean']:.2f}, 1 seeds" in out
 
 
+def test_a_row_upon_a_network_that_was_trained_since_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on with the network that it was begun upon, half trained, and be called complete."""
+    y = torch.arange(40) % 10
+    # All alike, so that an epoch more is better on validation rows, too.
+    data = pv.data.from_tensors(torch.zeros(40, 1, 28, 28).index_fill(3, torch.arange(9), 1.0), y)
+    monkeypatch.setattr(pv.data, "load", lambda *args, **options: data)
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "reproduce"), *sys.path])
+    places = ["--out", str(tmp_path), "--results", str(tmp_path), "--rows", "30", "--seeds", "3"]
+
+    def epochs(n: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["quadrants.py", *places, "--epochs", n])
+        runpy.run_path(str(EXAMPLES / "reproduce" / "quadrants.py"), run_name="__main__")
+        return json.loads((tmp_path / "r6-1-tutorial.json").read_text())["seeds"][0]["epochs"]
+
+    assert epochs("1") == 1
+    with pytest.raises(SystemExit, match=r"r6-1-tutorial-3 was begun upon another first network.*remove that folder"):
+        epochs("2")
+    shutil.rmtree(tmp_path / "r6-1-tutorial-3")
+    assert epochs("2") == 2
+
+
 def test_the_loop_by_hand_goes_on_where_it_was(static: Path, tmp_path: Path) -> None:
     """Two calls are one: the same figure, bit for bit."""
 
@@ -477,6 +501,8 @@ def test_r0_nears_the_optimum_from_below(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "r0-conditional.json").read_text())
     assert 0 <= found["seeds"][0]["neg_log_prob"] - found["published"] < 0.6
     assert found["complete"] is False
+    words = ["python", "examples/reproduce/r0.py", "--conditional", "--epochs", "800", "--seeds", "0"]
+    assert found["command"].split() == words
 
 
 def test_the_table_of_results(tmp_path: Path) -> None:
@@ -493,6 +519,13 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     write("r1", 85.0, complete=True)
     write("r2", 82.5, complete=True)
     write("r6-1-tutorial", 1.0, figure="neg_elbo")
+    write("r5-iwae-5", 86.0)
+    for name, values in (("r6-2-tutorial", [50.0] * 3), ("r6-3-tutorial", [23.0, 24.0, 25.0, 28.0])):
+        told = [{**seed, "neg_elbo": value, "epochs": 5 + int(value) % 3} for value in values]
+        for n, each in enumerate(told):
+            each |= {"hardware": "hg"[n % 2], "seconds": 60.0 * (1 + n)}
+        file = {**row, "figure": "neg_elbo", "complete": True, "seeds": told}
+        (tmp_path / f"{name}.json").write_text(json.dumps(file))
     run("reproduce/table.py", str(tmp_path), str(tmp_path / "results.md"))
     page = (tmp_path / "results.md").read_text()
     verdict = "-0.28, a tie"
@@ -503,6 +536,12 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     assert "S = 200 | `python r4.py` |" in page
     assert "| R1 dynamic MNIST, gated 300-300, z 40, N(0, I) | 84.45 | 85.00 | +0.55 | 10.0% | 1 |" in page
     assert "| 82.29 | 82.50 | +0.21, a tie; -2.50 from ours of r1 (published: -2.16) |" in page
+    # Two published figures; epochs, and times by machine, of seeds that are not alike.
+    assert "| 85.54 (nbip/IWAE: 85.18) | 86.00 | +0.46 |" in page
+    assert "| 51.00 | 50.00 ± 0.00 | -1.00 |  | 3 | 7 | 2 min; 2 min | g; h |" in page
+    assert "| 24.20 | 25.00 ± 2.16 | +0.80 |  | 4 | 5–7 | 3 min; 2 min | g; h |" in page
+    # A row that was given more seeds says so, and what it would be without them.
+    assert "were given 4 seeds after three had given 24.00 ± 1.00 (-0.20, a tie) for\nthe CVAE" in page
     # A loop by hand that has run to its end stands beside it.
     (tmp_path / "by-hand").mkdir()
     for seed, complete in ((0, True), (1, True), (2, False)):

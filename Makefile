@@ -50,5 +50,6 @@ $(VENV)/installed-test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $(VENV)/installed $@
 
+# What can be made again; trained models, in runs/, cannot.
 clean:
-	rm -rf $(VENV) build *.egg-info runs .mypy_cache .ruff_cache .coverage htmlcov
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .coverage htmlcov

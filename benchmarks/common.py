@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
                 flags = set(value.split())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
-        "command": f"python {HERE.name}/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
+        "command": shlex.join(["python", f"{HERE.name}/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "cpu": f"{model}, {cores} cores, {', '.join(f for f in FLAGS if f in flags)}",
         "threads": args.threads,

@@ -4,6 +4,7 @@ python examples/cvae_mnist.py --root data --out runs/cvae_mnist
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ parser.add_argument("--epochs", type=int, default=20)
 parser.add_argument("--rows", type=int, default=50_000, help="how many training images")
 args = parser.parse_args()
 
-data = pv.data.load("mnist", root=args.root, binarize="dynamic").head(args.rows)
+data = pv.data.load("mnist", root=args.root, binarize="dynamic")
+data = dataclasses.replace(data, train=data.train.head(args.rows))
 torch.manual_seed(0)
 cvae = pv.VAE(
     prior=pv.priors.Gaussian(20, context=10),

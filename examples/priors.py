@@ -11,6 +11,7 @@ that was trained with other settings is refused, one that was measured on other 
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -47,8 +48,9 @@ parser.add_argument("--samples", type=int, default=1000, help="of z, for −log 
 args = parser.parse_args()
 out = args.out or Path("runs/priors") / args.data
 
-data = pv.data.load(args.data, root=args.root, binarize="dynamic").head(args.rows)
-test = data.test.subset(torch.linspace(0, len(data.test) - 1, args.test).long())
+data = pv.data.load(args.data, root=args.root, binarize="dynamic")
+data = dataclasses.replace(data, train=data.train.head(args.rows))
+test = data.test.subset(torch.linspace(0, len(data.test) - 1, min(args.test, len(data.test))).long())
 epochs = math.ceil(args.steps / math.ceil(len(data.train) / 100))
 settings = {name: getattr(args, name) for name in ("data", "steps", "rows")}
 out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +63,7 @@ elif (before := json.loads((out / "settings.json").read_text())) != settings:
 def measured(name: str, condition: str, seed: int) -> dict[str, Any]:
     """−log p(x|y) of every test image, and whether to trust it, of a model that is trained now or was before."""
     folder = out / f"{name}-{condition}-{seed}"
-    path, asked = folder / "measured.json", {"test": args.test, "samples": args.samples}
+    path, asked = folder / "measured.json", {"test": len(test), "samples": args.samples}
     if path.exists() and asked.items() <= (before := json.loads(path.read_text())).items():
         return before
     model = pv.load(folder) if (folder / "model.json").exists() else trained(name, condition, seed, folder)

@@ -9,6 +9,7 @@ by tens of nats there, and what has been decided first is what the rest is expla
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -30,8 +31,8 @@ parser.add_argument("--pixels", action="store_true", help="leave the first model
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 
-data = pv.data.load("mnist", root=args.root, binarize="dynamic").head(args.rows)
-grey = pv.data.load("mnist", root=args.root, scale="unit").head(args.rows)
+both = (pv.data.load("mnist", root=args.root, **how) for how in ({"binarize": "dynamic"}, {"scale": "unit"}))
+data, grey = (dataclasses.replace(kind, train=kind.train.head(args.rows)) for kind in both)
 options = {"batch_size": 200, "seed": args.seed, "progress": False}
 torch.manual_seed(args.seed)
 if args.pixels:
@@ -67,14 +68,14 @@ model = pv.SemiSupervised(
 
 def accuracy(model, history):
     """Of argmax q(y|x) on validation images, after every epoch."""
-    right = model.classify(codes[1]).logits.argmax(-1) == grey.valid.y
+    right = model.classify(codes[1]).logits.argmax(-1).cpu() == grey.valid.y
     print(f"epoch {len(history)}: {right.double().mean():.4f} of the validation images", flush=True)
 
 
 pv.fit(model, train, epochs=args.epochs, lr=1e-3, callbacks=[accuracy], **options)
 
 with torch.no_grad():
-    right = (model.classify(codes[2]).logits.argmax(-1) == grey.test.y).double()
+    right = (model.classify(codes[2]).logits.argmax(-1).cpu() == grey.test.y).double()
 print(f"test accuracy at {len(known)} labels: {right.mean():.4f} ± {right.std() / len(right) ** 0.5:.4f}")
 labels = torch.arange(10)
 drawn = model.sample(10, y=labels, mean=True)

@@ -4,6 +4,7 @@ python examples/vae_mnist.py --root data --out runs/vae_mnist
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ parser.add_argument("--epochs", type=int, default=20)
 parser.add_argument("--rows", type=int, default=50_000, help="how many training images")
 args = parser.parse_args()
 
-data = pv.data.load("mnist", root=args.root, binarize="dynamic").head(args.rows)
+data = pv.data.load("mnist", root=args.root, binarize="dynamic")
+data = dataclasses.replace(data, train=data.train.head(args.rows))
 torch.manual_seed(0)
 vae = pv.vae(data.x_shape, features=2, prior="Standard", likelihood="Bernoulli", hidden=(500, 500))
 history = pv.fit(vae, data.train, valid=data.valid, epochs=args.epochs)

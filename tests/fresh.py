@@ -7,6 +7,8 @@ failure.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import os
 import secrets
@@ -50,10 +52,13 @@ def marked() -> list[str]:
 def once(seed: int) -> Count:
     """All marked tests with a seed."""
     os.environ["PPL_VAE_SEED"] = str(seed)
-    count, started = Count(), time.perf_counter()
-    code = pytest.main(["-q", "--no-header", "--tb=short", "-m", "fresh", *marked()], plugins=[count])
+    count, said, started = Count(), io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stdout(said):
+        code = pytest.main(["-q", "--no-header", "--tb=short", "-m", "fresh", *marked()], plugins=[count])
     if code not in (0, 1):
-        raise SystemExit(f"pytest: {code!r}")
+        # Not SystemExit, which would end a process of the pool and leave the pool waiting for its answer.
+        raise RuntimeError(f"pytest could not run the tests: {code!r}\n{said.getvalue()}")
+    print(said.getvalue(), end="", flush=True)
     count.seconds = time.perf_counter() - started
     return count
 

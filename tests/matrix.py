@@ -295,9 +295,11 @@ def one(task: tuple[Cell, bool]) -> tuple[Cell, str | None]:
             ArithmeticError,
             AttributeError,
             LookupError,
+            OSError,
             RuntimeError,
             TypeError,
             ValueError,
+            Warning,
         ) as error:
             return cell, f"{cell}: {type(error).__name__}: {error}"
 

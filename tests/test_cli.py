@@ -503,6 +503,119 @@ def test_pictures_show_the_right_panels(trained: Path, drawn: dict[str, Any]) ->
     assert drawn["reconstructions"][0].shape == (2, 1, 8, 8)
 
 
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """What each function that draws was given beside what it draws."""
+    calls: dict[str, dict[str, Any]] = {}
+
+    def spied(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            calls[name] = kwargs | {"args": args}
+            return original(*args, **kwargs)
+
+        return spy
+
+    for name in ("samples", "latents", "translations", "history", "likelihood", "calibration"):
+        monkeypatch.setattr(plots, name, spied(name, getattr(plots, name)))
+    return calls
+
+
+def test_of_many_labels_the_first_are_drawn(
+    told: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty of two thousand, in as many styles; and no thousand rows are encoded at once."""
+    y = np.random.RandomState(0).permutation(2000)
+    x = np.random.RandomState(0).rand(2000, 1, 4, 4) < 0.5
+    data, vae = pv.data.from_tensors(x, y, test=(x, y)), pv.cvae((1, 4, 4), 2, 2000, hidden=(4,))
+    rows = []
+
+    def encode(self: pv.VAE, x: Any, y: Any = None) -> Any:
+        rows.append(len(x))
+        return original(self, x, y)
+
+    original = pv.VAE.encode
+    monkeypatch.setattr(pv.VAE, "encode", encode)
+    report.draw(vae, data, tmp_path, None)
+    assert max(rows) == 256
+    assert sum(rows) == 20 + 2 * 1000 + 20
+    assert told["samples"]["args"][0].shape == (10, 20, 1, 4, 4)
+    assert told["samples"]["args"][1] == list(range(20))
+    assert told["samples"]["title"] == "draws from p(x|y), a row for each of the first 20 of 2,000 labels"
+    styles, images, labels = told["translations"]["args"]
+    assert (len(styles), images.shape[:2], labels.tolist()) == (20, (20, 20), list(range(20)))
+    assert told["translations"]["title"] == "the style of one image in each of the first 20 of 2,000 labels"
+
+
+@pytest.mark.parametrize("conditional", [False, True], ids=["x", "x given y"])
+@pytest.mark.parametrize("shape", [(9,), (1, 8, 8)], ids=["table", "images"])
+def test_pictures_say_what_they_are_of(
+    shape: tuple[int, ...], conditional: bool, told: dict[str, Any], tmp_path: Path
+) -> None:
+    """A row of a table is no image, nothing is given y that has none, and three columns by three are no picture."""
+    y = torch.arange(200) % 2 if conditional else None
+    data = pv.data.from_tensors(torch.rand(200, *shape, generator=torch.Generator().manual_seed(0)), y)
+    vae = pv.vae(shape, 2, likelihood="Gaussian", condition=pv.OneHot(2) if conditional else None, hidden=(4,))
+    history = pv.History([{"epoch": 1, "neg_elbo": 1.0}])
+    paths = report.draw(vae, data, tmp_path, history)
+    assert {"samples", "reconstructions"} <= {p.stem for p in paths} if len(shape) == 3 else len(paths) == 3
+    assert told["history"]["unit"] == ("nats per image" if len(shape) == 3 else "nats per row")
+    given = "x,y" if conditional else "x"
+    assert told["latents"]["title"] == f"means of q(z|{given}), test {'images' if len(shape) == 3 else 'rows'}"
+    found = pv.evaluation.log_likelihood(vae, data.test.x, data.test.y, samples=30, progress=False)
+    report.draw_likelihood(vae, found, tmp_path)
+    of = "x|y" if conditional else "x"
+    assert told["likelihood"]["title"] == f"log p({of}) of 20 rows by importance sampling"
+    figure = plots.likelihood(*told["likelihood"]["args"], of=told["likelihood"]["of"])
+    assert figure.axes[0].get_ylabel() == f"−log p̂({of}), nats per datum"
+    report.draw_calibration(vae, pv.evaluation.calibration(vae, y=y, replicates=100), tmp_path)
+    assert told["calibration"]["title"].startswith(f"ranks of z among draws from q(z|{given});")
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "vrange", "seen"),
+    [
+        ((9,), (0.0, 1.0), False),
+        ((49,), (0.0, 255.0), False),
+        ((64,), (0.0, 16.0), True),
+        ((64,), None, True),
+        ((64,), (-2.3, 3.1), False),
+        ((65,), (0.0, 16.0), False),
+        ((784,), (0.0, 1.0), True),
+        ((3, 3), (-1.0, 1.0), True),
+        ((1, 8, 8), (-1.0, 1.0), True),
+        ((2, 8, 8), (0.0, 1.0), False),
+    ],
+)
+def test_what_can_be_seen(x_shape: tuple[int, ...], vrange: Any, seen: bool) -> None:
+    assert report.are_images(x_shape, vrange) is seen
+
+
+def test_flat_digits_are_pictures(tmp_path: Path, capsys: Any) -> None:
+    """The same as (1, 8, 8), whole numbers or not."""
+    digits = pv.data.load("digits")
+    np.savez(tmp_path / "flat.npz", x=digits.train.x.flatten(1)[:100], y=digits.train.y[:100])
+    train(tmp_path / "run", "--evaluate", "false", data=str(tmp_path / "flat.npz"))
+    for words in (["plot"], ["sample", "--n", "2"], ["reconstruct", "--n", "2"]):
+        ok(words[0], str(tmp_path / "run"), *words[1:])
+    assert {"samples", "reconstructions", "styles"} <= {path.stem for path in (tmp_path / "run").glob("*.png")}
+    assert "no picture" not in capsys.readouterr().out
+
+
+def test_plot_says_which_pictures_it_leaves_to_others(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    """All but those of measurements, and of a grid over z, which a model of labels has not."""
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("*.png"))
+    ok("plot", str(tmp_path / "run"))
+    left = {*report.PICTURES} - {path.stem for path in (tmp_path / "run").glob("*.png")} - {"manifold"}
+    assert left == {"likelihood", "calibration"}
+    capsys.readouterr()
+    for command in ("plot", "evaluate"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        help_text = " ".join(capsys.readouterr().out.split())
+        assert all(f"{name}.png" in help_text for name in left)
+        assert "--thorough true" in help_text
+
+
 def test_samples_depend_on_the_seed_alone(trained: Path) -> None:
     pictures = []
     for seed in ("1", "1", "2"):

@@ -1,6 +1,7 @@
 """Tests that involve chance have a seed that a run can choose; all others have none but 0."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,18 @@ def test_a_statistical_test_sets_no_seed_of_its_own(tmp_path):
 def test_any_other_test_has_a_seed_of_zero(seed):
     assert seed == 0
     assert drawn() == (0, 0)
+
+
+def test_tests_that_cannot_be_run_end_the_whole_with_what_pytest_says(tmp_path):
+    """Two processes, neither of which can import the tests; one that ended by itself would be waited for for ever."""
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "fresh.py", tmp_path / "tests")
+    (tmp_path / "tests" / "test_it.py").write_text("import no_such_module  # pytest.mark.fresh\n")
+    command = [sys.executable, "tests/fresh.py", "2"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert found.returncode == 1
+    assert "RuntimeError: pytest could not run the tests" in found.stderr
+    assert "No module named 'no_such_module'" in found.stderr
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A part of the composition matrix that covers every part: `make matrix` runs the whole."""
 
 import random
+import warnings
 
 import matrix
 import pytest
@@ -29,6 +30,21 @@ def test_all_pairs_are_covered():
 def test_cells_are_valid_or_refused_with_a_reason(seed):
     wrong = [why for cell in random.Random(seed).sample(CELLS, 60) if (why := matrix.one((cell, False))[1])]
     assert not wrong
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("kind", [UserWarning, OSError, AssertionError])
+def test_whatever_goes_wrong_with_a_cell_is_told_of_that_cell(kind, whole, monkeypatch):
+    """A warning is an error there, and no error keeps the other cells from being heard."""
+
+    def wrong(*args):
+        if issubclass(kind, Warning):
+            warnings.warn("so it is", kind, stacklevel=1)
+        raise kind("so it is")
+
+    monkeypatch.setattr(matrix, "prove", wrong)
+    monkeypatch.setattr(matrix, "outcome", wrong)
+    assert matrix.one((VALID[0], whole)) == (VALID[0], f"{VALID[0]}: {kind.__name__}: so it is")
 
 
 @pytest.mark.parametrize("cell", ONCE, ids=lambda cell: "-".join(map(str, cell)))

@@ -90,9 +90,13 @@ for seed in args.seeds:
         }
     )
 row = "r0-conditional" if args.conditional else "r0"
+command = ["python", "examples/reproduce/r0.py"] + ["--conditional"] * args.conditional
+for option in ("epochs", "seeds"):
+    if (given := getattr(args, option)) != parser.get_default(option):
+        command += [f"--{option}", *map(str, given if isinstance(given, list) else [given])]
 summary = {
     "row": row,
-    "command": "python examples/reproduce/r0.py" + (" --conditional" if args.conditional else ""),
+    "command": " ".join(command),
     "figure": "neg_log_prob",
     "published": -optimum,
     "complete": args.epochs == 3000,

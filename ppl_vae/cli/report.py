@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,9 @@ _ROWS = 2000
 _PAIRS, _LABELS = 2**26, 50
 # How many rows annealing takes, each of which costs as much as thousands of samples.
 _FEW = 20
+# How many labels and styles are drawn at most, as each style in each label is an image; how many rows are encoded at
+# once; and how wide a flat square is at least that is taken for an image.
+_DRAWN, _CHUNK, _SIDE = 20, 256, 8
 
 
 class AuditFailed(PplVaeError, ValueError):
@@ -168,17 +171,19 @@ def _drawn(split: data.Split, seed: int) -> torch.Tensor:
         return split.draw()
 
 
-def draw_likelihood(found: LogLikelihood, out: Path) -> Path:
+def draw_likelihood(vae: VAE, found: LogLikelihood, out: Path) -> Path:
     """Draw how log p grows with the number of samples."""
     k = found.pareto_k if (~found.pareto_k.isnan()).any() else None
-    title = f"log p(x|y) of {len(found.values)} rows by importance sampling"
-    figure = plots.likelihood(found.points, found.curve, k, limit=good_below(found.samples), title=title)
+    of = "x" if vae.condition is None else "x|y"
+    title = f"log p({of}) of {len(found.values)} rows by importance sampling"
+    figure = plots.likelihood(found.points, found.curve, k, limit=good_below(found.samples), of=of, title=title)
     return plots.save(figure, out / "likelihood.png")
 
 
-def draw_calibration(found: Calibration, out: Path) -> Path:
+def draw_calibration(vae: VAE, found: Calibration, out: Path) -> Path:
     """Draw the ranks of the true z among draws of the guide."""
-    title = "ranks of z among draws from q(z|x,y); flat where the guide is exact"
+    given = "x" if vae.condition is None else "x,y"
+    title = f"ranks of z among draws from q(z|{given}); flat where the guide is exact"
     return plots.save(
         plots.calibration(found.ranks, draws=found.draws, bins=found.bins, title=title), out / "calibration.png"
     )
@@ -214,10 +219,15 @@ def vrange_of(values: Sequence[float]) -> tuple[float, float] | None:
     return (low, high) if low < high else None
 
 
-def are_images(x_shape: Sequence[int]) -> bool:
-    """Whether x can be seen: (channels, H, W), (H, W), or a flat square."""
+def are_images(x_shape: Sequence[int], vrange: tuple[float, float] | None) -> bool:
+    """Whether x can be seen: (channels, H, W), (H, W), or flat, if it may be pixels.
+
+    Flat ones are if they make a square of 8 or more a side and none is negative: a table of 9 columns is no image, nor
+    is one of 64 that are standardised.
+    """
     if len(x_shape) == 1:
-        return math.isqrt(x_shape[0]) ** 2 == x_shape[0]
+        side = math.isqrt(x_shape[0])
+        return side**2 == x_shape[0] and side >= _SIDE and (vrange is None or vrange[0] >= 0)
     return len(x_shape) == 2 or (len(x_shape) == 3 and x_shape[0] in (1, 3))
 
 
@@ -229,37 +239,48 @@ def reconstructions(split: data.Split, x_hat: torch.Tensor, vrange: tuple[float,
 
 @torch.no_grad()
 def draw(vae: VAE, source: data.Data, out: Path, history: History | None) -> list[Path]:
-    """Draw what there is to see of a model; return the paths."""
-    figures = {} if history is None else {"history": plots.history(history, title=f"{source.name}: training")}
-    images, vrange = are_images(source.x_shape), vrange_of(source.range)
+    """Draw what there is to see of a model, and of its labels the first 20 at most; return the paths."""
+    vrange = vrange_of(source.range)
+    images = are_images(source.x_shape, vrange)
+    figures = {}
+    if history is not None:
+        unit = "nats per image" if images else "nats per row"
+        figures["history"] = plots.history(history, unit=unit, title=f"{source.name}: training")
     if images:
         some = spread(source.test, 20)
         figures["reconstructions"] = reconstructions(some, vae.reconstruct(*xy(vae, some)).cpu(), vrange)
     with seeded(0, vae._beta.device):
         test = spread(source.test, 1000)
         x, y = xy(vae, test)
-        z = vae.embed(x, y).cpu()
+        chunks = [(some.x, None if y is None else some.y) for some in _chunks(test)]
+        z = _joined(vae.embed(*some) for some in chunks)
         given, under = ("x", "") if vae.condition is None else ("x,y", "|y")
         # More labels than there are colours and marks are not told apart.
         few = test.y is not None and len(test.y.unique()) <= most_labels(z.shape[-1])
-        figures["latents"] = plots.latents(z, test.y if few else None, title=f"means of q(z|{given}), test images")
-        classes = None if vae.condition is None else torch.arange(source.classes or 0)
+        title = f"means of q(z|{given}), test {'images' if images else 'rows'}"
+        figures["latents"] = plots.latents(z, test.y if few else None, title=title)
+        count = source.classes or 0
+        classes = None if vae.condition is None else torch.arange(min(count, _DRAWN))
         labels = None if classes is None else classes.tolist()
+        which = f"each of the first {_DRAWN} of {count:,} labels" if count > _DRAWN else "every label"
         if vae.prior is not None:
-            title = "draws from p(x|y), a row a label" if labels else "draws from p(x)"
+            title = f"draws from p(x|y), a row for {which}" if labels else "draws from p(x)"
             if images:
                 x_new = vae.sample(64 if classes is None else 10, classes)
                 figures["samples"] = plots.samples(x_new, labels, vrange=vrange, title=title)
-            draws = vae.prior_given(y).sample(() if y is not None else (len(x),)).cpu()
-            aggregate = vae.encode(x, y).sample().cpu()
+            if y is None:
+                draws = vae.prior_given().sample((len(x),)).cpu()
+            else:
+                draws = _joined(vae.prior_given(some).sample() for _, some in chunks)
+            aggregate = _joined(vae.encode(*some).sample() for some in chunks)
             figures["prior"] = plots.prior_vs_posterior(
                 draws, aggregate, title=f"p(z{under}) and the aggregate of q(z|{given})"
             )
         if images and classes is not None and y is not None:
-            # One style from every label, as far as the test images have it.
-            styles = torch.stack([(y == k).nonzero()[0, 0] for k in classes if (y == k).any()])
+            # One style from every label that the test images have.
+            styles = torch.stack([(y == k).nonzero()[0, 0] for k in y.unique()[:_DRAWN]])
             moved = _translated(vae, x[styles], y[styles], classes[:, None]).transpose(0, 1).cpu()
-            title = "the style of one image in every label"
+            title = f"the style of one image in {which}"
             figures["styles"] = plots.translations(x[styles], moved, classes, vrange=vrange, title=title)
         # A grid is not of a circle, where a latent of two may lie.
         if images and z.shape[-1] == 2 and classes is None and not spheres(vae.encode(x[:1]).support, 2):
@@ -270,6 +291,15 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History | None) -> lis
             title = "x̂ over the codes of test images"
             figures["manifold"] = plots.manifold(vae.decode(grid).mean.cpu(), across, up, vrange=vrange, title=title)
     return [plots.save(figure, out / f"{name}.png") for name, figure in figures.items()]
+
+
+def _chunks(split: data.Split) -> list[data.Split]:
+    """The rows in pieces whose images and hidden layers are small."""
+    return [split.subset(slice(at, at + _CHUNK)) for at in range(0, len(split), _CHUNK)]
+
+
+def _joined(pieces: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([piece.cpu() for piece in pieces])
 
 
 def _translated(vae: VAE, x: torch.Tensor, y: torch.Tensor, to: torch.Tensor) -> torch.Tensor:

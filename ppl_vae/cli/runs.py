@@ -107,15 +107,15 @@ def sample(words: list[str]) -> None:
     # Rows of x and y, as --data reads them.
     shape = tuple(x.shape[lead:])
     rows = {"x": x.reshape(-1, *shape).cpu().numpy()} | ({} if labels is None else {"y": np.tile(labels, options.n)})
-    _write(path, shape, lambda: plots.samples(x, labels, vrange=vrange, title=title), rows)
+    _write(path, are_images(shape, vrange), lambda: plots.samples(x, labels, vrange=vrange, title=title), rows)
 
 
-def _write(path: Path, x_shape: tuple[int, ...], picture: Callable[[], Any], arrays: dict[str, Any]) -> None:
+def _write(path: Path, images: bool, picture: Callable[[], Any], arrays: dict[str, Any]) -> None:
     """Write the picture, where x can be seen, and the numbers beside it; say where."""
-    if are_images(x_shape):
+    if images:
         print(plots.save(picture(), path))
     else:
-        print(f"no picture: x of shape {x_shape} is no image")
+        print(f"no picture: x of shape {arrays['x'].shape[1:]} is no image")
         path.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(path := path.with_suffix(".npz"), arrays)
     print(path)
@@ -135,11 +135,14 @@ def reconstruct(words: list[str]) -> None:
     rows = {"x": some.x, "reconstruction": x_hat, "y": some.y}
     arrays = {name: values.cpu().numpy() for name, values in rows.items() if values is not None}
     path, vrange = Path(options.out or Path(options.run) / "reconstructions.png"), vrange_of(source.range)
-    _write(path, source.x_shape, lambda: reconstructions(some, x_hat, vrange), arrays)
+    _write(path, are_images(source.x_shape, vrange), lambda: reconstructions(some, x_hat, vrange), arrays)
 
 
 def evaluate_run(words: list[str]) -> None:
-    """Measure −ELBO and −log p(x|y) on the test set, what z does and whether y is used; draw every picture again."""
+    """Measure −ELBO and −log p(x|y) on the test set, what z does and whether y is used; draw the pictures again.
+
+    likelihood.png is among them, and with --thorough true calibration.png.
+    """
     options = _open_run(
         evaluate_run,
         words,
@@ -162,9 +165,9 @@ def evaluate_run(words: list[str]) -> None:
     write_evaluation(out, result, test, {name: part.to_dict() for name, part in found.items()})
     pictures = draw(vae, source, out, history)
     if "calibration" in found:
-        pictures.append(draw_calibration(found["calibration"], out))
+        pictures.append(draw_calibration(vae, found["calibration"], out))
     if result.likelihood is not None:
-        pictures.append(draw_likelihood(result.likelihood, out))
+        pictures.append(draw_likelihood(vae, result.likelihood, out))
     print("\n" + "\n".join(map(str, pictures)))
 
 
@@ -204,7 +207,10 @@ def audit_run(words: list[str]) -> None:
 
 
 def plot(words: list[str]) -> None:
-    """Draw every picture of a run again."""
+    """Draw the pictures of a run again, but those of a measurement.
+
+    ppl-vae evaluate draws likelihood.png, and with --thorough true calibration.png.
+    """
     options = _open_run(plot, words)
     vae, source = _model_and_data(options)
     print("\n".join(str(path) for path in draw(vae, source, Path(options.run), _history(options.run))))

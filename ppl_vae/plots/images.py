@@ -67,7 +67,8 @@ def samples(
 
     Arguments:
         images: `(n, K, *x_shape)` as `VAE.sample(n, y=labels)` returns them; or, without `labels`,
-            `(n, *x_shape)`, arranged as nearly in a square as n allows.
+            `(n, *x_shape)`, arranged as nearly in a square as n allows. All labels are drawn that are given: of many,
+            give the first few, as ``ppl-vae`` does of more than twenty.
         labels: The K labels. Only they tell `(n, K, H, W)` from `(n, 3, H, W)`.
 
     Example:
@@ -148,7 +149,8 @@ def translations(
 
     Arguments:
         styles: The originals `(S, *x_shape)`.
-        images: `(S, K, *x_shape)`: `images[s, k]` has the style of `styles[s]` and the class `labels[k]`.
+        images: `(S, K, *x_shape)`: `images[s, k]` has the style of `styles[s]` and the class `labels[k]`. These are
+            S times K images: ``ppl-vae`` draws twenty styles in twenty classes at most.
         labels: The K classes, above the columns.
 
     Example:

@@ -19,6 +19,7 @@ def likelihood(
     pareto_k: Any | None = None,
     *,
     limit: float = 0.7,
+    of: str = "x|y",
     unit: str = "nats per datum",
     title: str = "",
 ) -> Figure:
@@ -29,6 +30,7 @@ def likelihood(
         curve: (points, N), log p̂ of every row after so many.
         pareto_k: (N,), or None for no second panel; −∞ is a tail that is flat, and NaN one that nothing is known of.
         limit: The k̂ from which a row is not to be trusted.
+        of: Whose log p̂ it is, "x" where nothing is given.
         unit: What the axis calls the unit.
 
     Returns:
@@ -53,7 +55,7 @@ def likelihood(
     panels[0].plot(points, mean, color=COLOURS[0], marker="o", ms=3, lw=1.4)
     panels[0].set_xscale("log")
     panels[0].grid(axis="y", color="0.92")
-    dress(panels[0], "samples of z", f"−log p̂(x|y), {unit}")
+    dress(panels[0], "samples of z", f"−log p̂({of}), {unit}")
     if pareto_k is not None:
         k = as_numbers(pareto_k)
         panels[1].hist(k[~k.isnan()].clamp(-1, 2).numpy(), bins=40, range=(-1, 2), color=COLOURS[3])

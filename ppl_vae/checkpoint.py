@@ -27,7 +27,7 @@ from .devices import find_device
 from .errors import CheckpointError, ConfigError, PartError, PplVaeError
 from .model import VAE
 
-__all__ = ["load", "read", "save", "write"]
+__all__ = ["load", "read", "replace", "save", "write"]
 
 FORMAT = 1
 # What model.json says of a model and its file.
@@ -69,8 +69,8 @@ def write(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], info: Ma
         raise CheckpointError(f"{folder}: expected info that JSON can hold: {error}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / weights, data)
-        _replace(folder / f"{stem}.json", text.encode())
+        replace(folder / weights, data)
+        replace(folder / f"{stem}.json", text.encode())
     except OSError as error:
         raise CheckpointError(f"{folder}: expected a folder to write to: {error.strerror or error}") from error
     # Ours alone: somebody may keep a model-best.safetensors here.
@@ -97,8 +97,8 @@ def _distinct(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return kept, aliases
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` so that at any moment the old file is there or the new one."""
+def replace(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` so that at any moment the old file is there or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

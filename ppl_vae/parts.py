@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from . import distributions
 from .data import check_finite
 from .errors import PartError, ShapeError
+from .modes import evaluating
 
 __all__ = ["Chain", "Part", "Unconditional", "check_context", "kept"]
 
@@ -240,7 +241,8 @@ class Chain(Part):
         if self._told[0] != id(self.second):
             tensors = (*inputs, c, *self.parameters(), *self.buffers(), torch.empty(()))
             like = next(t for t in tensors if t is not None and t.is_floating_point())
-            second = self._try(then, like.new_zeros(first.shape()))
+            with torch.no_grad(), evaluating(self):
+                second = distributions.as_pyro(then(like.new_zeros(first.shape())))
             told = second.event_shape.numel(), second.has_rsample, second.support
             self._told = id(self.second), distributions.is_point(second), told
         _, point, told = self._told
@@ -253,17 +255,6 @@ class Chain(Part):
             second = distributions.as_pyro(then(first.v))
             return dist.Delta(torch.cat([first.v, second.v], -1), event_dim=1)
         return distributions.Chain(first, then, *told)
-
-    @torch.no_grad()
-    def _try(self, then: Callable[[Tensor], Any], z: Tensor) -> Any:
-        # In eval mode, so that batch normalisation's running means and dropout's random numbers stay untouched.
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            return distributions.as_pyro(then(z))
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 def kept(value: Any) -> Any:

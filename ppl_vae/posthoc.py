@@ -18,6 +18,7 @@ from . import presets
 from .devices import find_device
 from .errors import ConfigError, PartError
 from .model import VAE
+from .modes import same_modes
 from .training import fit
 
 __all__ = ["fit_prior"]
@@ -85,16 +86,14 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     frozen = {p for other in others if isinstance(other, nn.Module) for p in other.parameters() if p.requires_grad}
     if not isinstance(part, nn.Module) or all(p in frozen or not p.requires_grad for p in part.parameters()):
         raise PartError(f"prior: expected one with parameters of its own to fit, got {type(part).__name__}")
-    modes = [(module, module.training) for module in vae.modules()]
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        fit(new, train, **options | {"device": vae._beta.device})
-    finally:
-        new.train(vae.training)
         # What is shared is as it was, a part that the caller has set by itself included.
-        for module, mode in modes:
-            module.training = mode
+        with same_modes(vae):
+            fit(new, train, **options | {"device": vae._beta.device})
+            new.train(vae.training)
+    finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
     new.beta = vae.beta

@@ -380,8 +380,8 @@ MUTANTS = [
     Mutant(
         "an evaluation in training mode",
         "evaluation/measuring.py",
-        "    vae.eval()\n",
-        "",
+        "with evaluating(vae), seeded",
+        "with seeded",
         "test_evaluation.py::test_leaves_everything_as_it_was",
     ),
     Mutant(

@@ -13,7 +13,7 @@ from ppl_vae import presets
 
 ROOT = Path(ppl_vae.__file__).parent
 FLOORS = [
-    {"errors", "parts", "data", "distributions", "networks", "history", "plots", "capture", "devices"},
+    {"errors", "parts", "data", "distributions", "networks", "history", "plots", "capture", "devices", "modes"},
     {"priors", "likelihoods", "encoders", "conditions", "model"},
     {"objectives", "presets", "batches", "semisupervised"},
     {"evaluation", "checkpoint", "state", "epochs"},

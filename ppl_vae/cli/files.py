@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .. import data
+from ..checkpoint import replace
 from ..errors import CheckpointError
 from ..evaluation import Evaluation
 
@@ -24,7 +25,6 @@ __all__ = [
     "write_arrays",
     "write_evaluation",
     "write_json",
-    "write_whole",
 ]
 
 
@@ -98,19 +98,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an ``.npz`` file."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_whole(path, buffer.getvalue())
+    replace(path, buffer.getvalue())
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values, one line each."""
-    write_whole(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, all of it or none of it."""
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    replace(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())

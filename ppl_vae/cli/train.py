@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from .. import data, presets
-from ..checkpoint import save
+from ..checkpoint import replace, save
 from ..devices import seeded
 from ..errors import ConfigError, PplVaeError
 from ..history import History
@@ -315,7 +315,7 @@ class _Records:
             labelled = (path.name for path in self.out.glob("samples-*") if path.suffix in (".png", ".npz"))
             for old in (*results, *(f"{name}.png" for name in PICTURES), *labelled):
                 (self.out / old).unlink(missing_ok=True)
-            (self.out / "config.yaml").write_text(self.config)
+            replace(self.out / "config.yaml", self.config.encode())
         with (self.out / "metrics.jsonl").open("a" if self.written else "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in history[self.written :])
         self.written = len(history)

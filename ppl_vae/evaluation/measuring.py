@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..devices import seeded
 from ..model import VAE
+from ..modes import evaluating
 
 __all__ = ["GREY", "SEEN", "Report", "digest", "frozen", "mean_and_error", "measuring", "named", "plain", "share"]
 
@@ -38,15 +39,9 @@ def measuring(vae: VAE, seed: int | None, what: str) -> Iterator[None]:
     nats too high. A seed of None runs with the caller's generators. Whether the caller is inside ``torch.autocast`` is
     nothing that a number should depend on.
     """
-    modes = [(module, module.training) for module in vae.modules()]
-    vae.eval()
-    try:
-        own = None if seed is None else seed ^ zlib.crc32(what.encode())
-        with seeded(own, vae._beta.device), torch.autocast(vae._beta.device.type, enabled=False):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    own, device = None if seed is None else seed ^ zlib.crc32(what.encode()), vae._beta.device
+    with evaluating(vae), seeded(own, device), torch.autocast(device.type, enabled=False):
+        yield
 
 
 @contextmanager

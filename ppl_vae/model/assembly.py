@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..devices import cuda_devices
 from ..distributions import is_ode
 from ..errors import ConfigError, PartError, ShapeError
+from ..modes import evaluating
 from .checks import check_part
 
 __all__ = ["Assembly"]
@@ -136,14 +137,9 @@ class Assembly(nn.Module):
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Run parts in eval mode, without gradients, with random numbers that are nobody's, and seen by no handler."""
-        modes = [(module, module.training) for module in self.modules()]
-        super().eval()
-        try:
-            with poutine.block(), torch.no_grad(), torch.random.fork_rng(cuda_devices(self._beta.device)):
-                yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        generators = torch.random.fork_rng(cuda_devices(self._beta.device))
+        with evaluating(self), poutine.block(), torch.no_grad(), generators:
+            yield
 
     def _register(self) -> None:
         """Make the parameters known to Pyro, as ``pyro.module`` would, but never as another model's."""

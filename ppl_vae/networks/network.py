@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data import check_finite
 from ..errors import PartError, ShapeError, check_positive
+from ..modes import evaluating
 from ..parts import check_context
 from .joining import join, separable, through
 from .mlp import MLP
@@ -121,15 +122,9 @@ class Network(nn.Module):
     @torch.no_grad()
     def _on_zeros(self) -> Tensor:
         """What the body makes of two rows of zeros."""
-        # In eval mode, so that batch normalisation's running means and dropout's random numbers stay untouched.
-        modes = [(m, m.training) for m in self.body.modules()]
-        self.body.eval()
         tensor = next((p for p in self.body.parameters() if not nn.parameter.is_lazy(p)), torch.empty(0))
-        try:
+        with evaluating(self.body):
             return self.body(tensor.new_zeros(2, self.joined))
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     @torch.no_grad()
     def start_at(self, values: Tensor) -> None:

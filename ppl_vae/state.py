@@ -9,12 +9,14 @@ for bit, the one that was not interrupted, on a device of the same kind.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -37,21 +39,33 @@ def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
     return vae.state_dict() | {f"param.{k}": v.detach() for k, v in _loose(vae, steps).items()}
 
 
+def _leaves(steps: CapturedSVI) -> dict[str, Tensor]:
+    """The parameters of the program by name; those that it has lost, as with a layer that is exchanged, are not."""
+    store = pyro.get_param_store()
+    return {name: leaf for name, leaf in steps.optim.leaves.items() if name in store}
+
+
 def _loose(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
-    return {k: v for k, v in steps.optim.leaves.items() if not k.startswith(f"{vae.name}$$$")}
+    return {k: v for k, v in _leaves(steps).items() if not k.startswith(f"{vae.name}$$$")}
 
 
 def _trained(vae: VAE, steps: CapturedSVI) -> list[dict[str, Tensor]]:
     """The parameters that the optimiser has by name, a dict for each of its groups; none that the program has lost."""
-    names = {id(leaf): name.removeprefix(f"{vae.name}$$$") for name, leaf in steps.optim.leaves.items()}
+    names = {id(leaf): name.removeprefix(f"{vae.name}$$$") for name, leaf in _leaves(steps).items()}
     groups = steps.optim.optimizer.param_groups
     return [{names[id(p)]: p for p in group["params"] if id(p) in names} for group in groups]
 
 
-def _progress(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, float]:
+def _progress(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, float | str]:
     """What an optimiser that adapts by itself keeps beside its parameters: numbers that it did not begin with."""
     numbers = {k: v for k, v in group.items() if k != "lr" and isinstance(v, int | float) and not isinstance(v, bool)}
-    return {k: v for k, v in numbers.items() if v != defaults.get(k)}
+    # JSON has no infinity, but its name.
+    return {k: v if math.isfinite(v) else str(v) for k, v in numbers.items() if v != defaults.get(k)}
+
+
+def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
+    """What :func:`_progress` returned."""
+    return {k: float(v) if isinstance(v, str) else v for k, v in group["numbers"].items()}
 
 
 def set_weights(vae: VAE, steps: CapturedSVI, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -203,7 +217,7 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         for key, tensor in part["optim"].items():
             name, _, of = key.rpartition(".")
             state.setdefault(name, {})[of] = tensor
-        numbers = {name: dict(group["numbers"]) for group in info["groups"] for name in group["names"]}
+        numbers = {name: _numbers(group) for group in info["groups"] for name in group["names"]}
         if lost := state.keys() - numbers.keys():
             raise KeyError(*sorted(lost))
         rows = [dict(row) for row in info["history"]]

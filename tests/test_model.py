@@ -997,3 +997,17 @@ def test_a_condition_network_for_images_is_trained_with_the_rest():
     assert not torch.equal(before, network[1].weight)
     assert model.sample(5, y=y).shape == (5, 6, 1, 3, 4)
     assert model.log_prob(x, y, samples=3).shape == (6,)
+
+
+def test_what_a_store_was_loaded_with_under_a_models_name_stays():
+    """Of another process, where a model was called so too."""
+    vae = pv.vae((4,), 2, hidden=[3])
+    key = next(name for name, _ in vae.named_parameters())
+    site, held = f"{vae.name}$$${key}", torch.full_like(vae.state_dict()[key], 7.0)
+    pyro.param(site, held)
+    Trace_ELBO().loss(vae.model, vae.guide, torch.zeros(3, 4))
+    assert not site.startswith(f"{vae.name}$$$")
+    vae.unregister()
+    store = pyro.get_param_store()
+    assert list(store) == [site]
+    assert (store[site] == 7.0).all()

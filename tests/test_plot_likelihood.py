@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import ppl_vae as pv
 from ppl_vae import plots
 from ppl_vae.cli import report
 from ppl_vae.errors import ShapeError
@@ -52,5 +53,5 @@ def test_infinite_tails_are_drawn_after_an_evaluation(k, panels, tmp_path, monke
     found = LogLikelihood(row, row, row, torch.full((3,), k), 100, CURVE, (1, 10, 100), "encoder")
     drawn = []
     monkeypatch.setattr(plots, "save", lambda figure, path: (drawn.append(figure), path)[1])
-    assert report.draw_likelihood(found, tmp_path) == tmp_path / "likelihood.png"
+    assert report.draw_likelihood(pv.vae((4,), 2), found, tmp_path) == tmp_path / "likelihood.png"
     assert len(drawn[0].axes) == panels

@@ -1586,6 +1586,54 @@ def test_what_an_optimiser_keeps_beside_its_parameters_is_resumed(tmp_path: Path
     assert same(weights(other), weights(vae))
 
 
+class Unbounded(torch.optim.SGD):
+    """It remembers the least of something, of which there is nothing yet."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["least"] = math.inf
+        return super().step(closure)
+
+
+def test_an_infinity_that_an_optimiser_keeps_is_resumed(tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+    run(vae, x, optim=Unbounded, checkpoint=tmp_path)
+    (group,) = json.loads((tmp_path / "training.json").read_text())["groups"]
+    assert group["numbers"] == {"least": "inf"}
+    seen, step = [], Unbounded.step
+
+    def spy(self: Any, closure: Any = None) -> Any:
+        seen.append(self.param_groups[0].get("least"))
+        return step(self, closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Unbounded, "step", spy)
+        run(vae, x, optim=Unbounded, epochs=3, resume=tmp_path)
+    assert seen[0] == math.inf
+
+
+@pytest.mark.parametrize("optim", [torch.optim.SGD, torch.optim.Adam])
+def test_a_layer_that_a_callback_exchanges_is_trained_resumed_and_the_old_one_forgotten(
+    optim: Any, tmp_path: Path
+) -> None:
+    def exchange(vae: pv.VAE, history: pv.History) -> None:
+        if len(history) == 1:
+            torch.manual_seed(1)
+            vae.likelihood.network.body.register_module("0", nn.Linear(2, 8))
+
+    x = binary()
+    first, begun, second = (copy.deepcopy(vae) for vae in [a_vae()] * 3)
+    options: dict[str, Any] = {"optim": optim, "callbacks": exchange}
+    whole = run(first, x, x, epochs=4, patience=9, lr=0.01, **options)
+    run(begun, x, x, patience=9, lr=0.01, **options, checkpoint=tmp_path)
+    groups = json.loads((tmp_path / "training.json").read_text())["groups"]
+    assert sorted(name for group in groups for name in group["names"]) == sorted(dict(first.named_parameters()))
+    resumed = run(second, x, x, epochs=4, patience=9, lr=0.01, **options, resume=tmp_path)
+    assert numbers(resumed) == numbers(whole)
+    assert same(weights(second), weights(first))
+    assert list(pyro.get_param_store()) == []
+
+
 def test_a_parameter_that_a_callback_makes_anew_is_trained_and_the_old_one_forgotten(tmp_path: Path) -> None:
     def anew(vae: pv.VAE, history: pv.History) -> None:
         if len(history) == 1:

@@ -70,6 +70,8 @@ class Assembly(nn.Module):
         # What was tried last: a prior with a context, and all parts on a row.
         self._tried: Any = None
         self._together: Any = None
+        # Under which name the store has had the parameters; under another it may hold what a file had.
+        self._registered: str | None = None
         self._auto_name = name is None
         self.name = self._fresh_name() if name is None else name
         if name is not None:
@@ -154,6 +156,9 @@ class Assembly(nn.Module):
                         f"the param store holds other parameters under the name {self.name!r}: clear it with "
                         "pyro.clear_param_store(), or leave the name out"
                     )
+                if self._registered == self.name:
+                    # A layer was exchanged: the others would stay in the store under the old name for good.
+                    self.unregister()
                 self.name = self._fresh_name()
                 return self._register()
             if site not in store and not parameter.is_contiguous():
@@ -169,6 +174,7 @@ class Assembly(nn.Module):
                     f"{site}: expected the parameter itself, got another value from an effect handler such as "
                     "poutine.lift, which the parts, being nn.Modules, would never see"
                 )
+        self._registered = self.name
 
     def unregister(self) -> None:
         """Take this model's parameters out of Pyro's param store, which otherwise keeps them alive."""

@@ -892,15 +892,22 @@ def test_log_prob_is_the_log_mean_exp_of_its_weights():
     torch.testing.assert_close(log_w, by_hand)
 
 
-@pytest.mark.fresh
-def test_log_prob_under_other_chunks_differs_by_noise_only(seed, monkeypatch):
-    # Two estimates with 4,000 draws each; |z| < 5.5 for each of 6 rows (α = 2e-7 together): an error of 0.1 nat shows.
-    model, x = vae(seed).double(), binary().double()
-    w = torch.cat(list(model.log_weights(x, samples=4_000))).exp()
-    one, error = w.mean(0), w.std(0) / math.sqrt(4_000)
-    monkeypatch.setattr("ppl_vae.model.vae._CHUNK", 100 * x.numel())
-    other = model.log_prob(x, samples=4_000).exp()
-    assert ((other - one).abs() < 5.5 * math.sqrt(2) * error).all()
+@pytest.mark.parametrize("draws", [1, 3, 7, 50])
+def test_log_prob_does_not_depend_on_its_chunks(draws, monkeypatch):
+    # Of the same draws, handed out in order, so that nothing is left to chance.
+    model, x, noise, asked = vae().double(), binary().double(), torch.randn(20, 6, LATENT).double(), []
+
+    def next_draws(shape, **_):
+        asked.append(shape[0])
+        return noise[sum(asked[:-1]) :][: shape[0]]
+
+    monkeypatch.setattr("torch.distributions.normal._standard_normal", next_draws)
+    one = model.log_prob(x, samples=20)
+    assert asked == [20]
+    asked.clear()
+    monkeypatch.setattr("ppl_vae.model.vae._CHUNK", draws * model.numbers(x))
+    assert torch.allclose(model.log_prob(x, samples=20), one, rtol=1e-12)
+    assert (sum(asked), max(asked)) == (20, min(draws, 20))
 
 
 def test_log_prob_takes_one_datum_and_has_its_dtype():

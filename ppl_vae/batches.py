@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from .data import Split, as_tensor
 from .errors import ConfigError, DataError, LabelError, ShapeError
@@ -38,6 +38,8 @@ class Batches:
         if isinstance(source, DataLoader):
             if source.batch_size is None:
                 raise ConfigError("a DataLoader needs a batch_size, which the loss per datum is scaled by")
+            if isinstance(stream := source.dataset, IterableDataset) and iter(stream) is iter(stream):
+                raise DataError(READ_ONCE)
             self.loader, self.batch_size = source, int(source.batch_size)
             first = next(iter(source), None)
             if first is None:
@@ -153,9 +155,9 @@ class Batches:
             warnings.warn("; ".join(found), stacklevel=4)
 
     @property
-    def steps(self) -> int:
-        """How many batches an epoch has, as far as that is known."""
-        return 1 if self.rows is None else math.ceil(self.rows / self.batch_size)
+    def steps(self) -> int | None:
+        """How many batches an epoch has; None where that is not known."""
+        return None if self.rows is None else math.ceil(self.rows / self.batch_size)
 
     def shapes(self) -> list[tuple[Any, ...]]:
         """Return inputs for a step of every shape there is; labels of training rows count as seen from here on."""

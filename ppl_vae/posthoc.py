@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import presets
+from . import checkpoint, presets
 from .devices import find_device
-from .errors import ConfigError, PartError
+from .errors import CheckpointError, ConfigError, PartError
 from .model import VAE
 from .modes import same_modes
+from .state import folders
 from .training import fit
 
 __all__ = ["fit_prior"]
@@ -42,6 +44,7 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
         PartError: if the prior has nothing to fit, or shares parameters with the parts that are frozen and no others;
             or is the model's own, which the fit would change; or the model is more than its parts.
         ConfigError: for an option that does not apply, or another device than the model's.
+        CheckpointError: as :func:`ppl_vae.fit`, and for a state that was written with the model as it was before.
 
     Reference:
         Diagnosing and Enhancing VAE Models (Dai and Wipf, 2019); From Variational to Deterministic Autoencoders (Ghosh
@@ -86,9 +89,12 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
     frozen = {p for other in others if isinstance(other, nn.Module) for p in other.parameters() if p.requires_grad}
     if not isinstance(part, nn.Module) or all(p in frozen or not p.requires_grad for p in part.parameters()):
         raise PartError(f"prior: expected one with parameters of its own to fit, got {type(part).__name__}")
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    _, resume = folders(options.get("checkpoint"), options.get("resume"), options.get("overwrite", False))
+    if resume is not None:
+        _check_shared(resume, vae)
     try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         # What is shared is as it was, a part that the caller has set by itself included.
         with same_modes(vae):
             fit(new, train, **options | {"device": vae._beta.device})
@@ -98,6 +104,18 @@ def fit_prior(vae: VAE, train: Any, prior: str | Mapping[str, Any] | Callable[..
             parameter.requires_grad_(True)
     new.beta = vae.beta
     return new
+
+
+def _check_shared(folder: str | Path, vae: VAE) -> None:
+    """Raise unless the parts that are shared are those that a state was written with: it would put those in place."""
+    stored, _ = checkpoint.read(folder, "training")
+    own = {k: v for k, v in vae.state_dict().items() if not k.startswith("prior.") and not k.endswith(".seen")}
+    other = [k for k, v in own.items() if f"model.{k}" in stored and not torch.equal(stored[f"model.{k}"], v.cpu())]
+    if other:
+        raise CheckpointError(
+            f"{folder}: expected the model that its prior was fitted to, got another {', '.join(other)}: fit anew, "
+            "with overwrite=True or in another folder"
+        )
 
 
 def _check_device(vae: VAE, device: str | torch.device) -> None:

@@ -39,21 +39,28 @@ def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
     return vae.state_dict() | {f"param.{k}": v.detach() for k, v in _loose(vae, steps).items()}
 
 
-def _leaves(steps: CapturedSVI) -> dict[str, Tensor]:
+def _leaves(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
     """The parameters of the program by name; those that it has lost, as with a layer that is exchanged, are not."""
-    store = pyro.get_param_store()
-    return {name: leaf for name, leaf in steps.optim.leaves.items() if name in store}
+    loose, own = _loose(vae, steps), {id(parameter) for parameter in vae.parameters()}
+    return {name: leaf for name, leaf in steps.optim.leaves.items() if name in loose or id(leaf) in own}
 
 
 def _loose(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
-    return {k: v for k, v in _leaves(steps).items() if not k.startswith(f"{vae.name}$$$")}
+    """Those of them that no module of the model's has."""
+    leaves, store = steps.optim.leaves.items(), pyro.get_param_store()
+    return {name: leaf for name, leaf in leaves if name in store and not name.startswith(f"{vae.name}$$$")}
 
 
 def _trained(vae: VAE, steps: CapturedSVI) -> list[dict[str, Tensor]]:
     """The parameters that the optimiser has by name, a dict for each of its groups; none that the program has lost."""
-    names = {id(leaf): name.removeprefix(f"{vae.name}$$$") for name, leaf in _leaves(steps).items()}
+    names = {id(leaf): name.removeprefix(f"{vae.name}$$$") for name, leaf in _leaves(vae, steps).items()}
     groups = steps.optim.optimizer.param_groups
     return [{names[id(p)]: p for p in group["params"] if id(p) in names} for group in groups]
+
+
+def _asked(vae: VAE, steps: CapturedSVI) -> set[str]:
+    """The names of the parameters that the next step is to train, as far as the program has them."""
+    return {name for name, p in vae.named_parameters() if p.requires_grad} | _loose(vae, steps).keys()
 
 
 def _progress(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, float | str]:
@@ -93,7 +100,8 @@ def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: 
             state = optim.state.get(parameter, {})
             tensors |= {f"optim.{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
             optimizer[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-    info = {"history": list(history), "settings": history.info, "steps": steps.steps}
+    info = {"history": list(history), "settings": history.info, "steps": steps.steps, "beta": vae.beta}
+    info["trained"] = sorted(_asked(vae, steps))
     info |= {"groups": groups, "optimizer": {name: values for name, values in optimizer.items() if values}}
     checkpoint.write(folder, "training", tensors, info | {"best_epoch": None if best is None else best[0]})
     _mark(folder).unlink(missing_ok=True)
@@ -109,9 +117,11 @@ def alone(folder: str | Path | None) -> Iterator[None]:
     if folder is None or fcntl is None:
         yield
         return
-    there = Path(folder).exists()
+    there, probe = Path(folder).exists(), Path(folder) / f".{os.getpid()}.tmp"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
         held = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise CheckpointError(f"{folder}: expected a folder to write to: {error.strerror or error}") from error
@@ -204,6 +214,9 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
     tensors, info = checkpoint.read(folder, "training")
     if not isinstance(settings := info.get("settings"), dict) or not settings:
         raise CheckpointError(f"{folder}: damaged: no settings of a run in it")
+    # Where no β is asked for, the model may be as it was built, or as a callback of the run has left it.
+    if "beta" in history.info and history.info["beta"] == info.get("beta"):
+        history.info["beta"] = settings.get("beta", info["beta"])
     # A machine with a GPU may be gone, and the run is not lost with it.
     here = history.info["device"]
     if other := list(_differences("", settings | {"device": here}, history.info)):
@@ -221,6 +234,7 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         if lost := state.keys() - numbers.keys():
             raise KeyError(*sorted(lost))
         rows = [dict(row) for row in info["history"]]
+        beta, trained = float(info["beta"]), set(info["trained"])
         done, best = int(info["steps"]), None if info["best_epoch"] is None else (int(info["best_epoch"]), part["best"])
         moved = (begun_on := settings["device"]) != here
         # What a GPU draws begins anew there, as in a run that begins there.
@@ -228,15 +242,18 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         rng = [part["rng"]["cpu"], *(part["rng"]["cuda"] for _ in kept)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: damaged: no state of training in it: {error!r}") from error
-    now = _trained(vae, steps)
-    _check_same(folder, set(numbers), {name for names in now for name in names})
+    _check_same(folder, trained, _asked(vae, steps))
     set_weights(vae, steps, part["model"], str(folder))
+    now = _trained(vae, steps)
     optimizer = steps.optim.optimizer
     groups = optimizer.state_dict()["param_groups"]
     # All of a group moved together, so that one of its parameters tells of it.
-    groups = [group | numbers[next(iter(names))] for group, names in zip(groups, now, strict=True)]
+    kept_by = [next((numbers[name] for name in names if name in numbers), {}) for names in now]
+    groups = [group | own for group, own in zip(groups, kept_by, strict=True)]
     places = {name: place for place, name in enumerate(name for names in now for name in names)}
-    optimizer.load_state_dict({"state": {places[n]: values for n, values in state.items()}, "param_groups": groups})
+    # A callback may have frozen some at the end, which have no place now.
+    held = {places[name]: values for name, values in state.items() if name in places}
+    optimizer.load_state_dict({"state": held, "param_groups": groups})
     torch.set_rng_state(rng[0])
     for device in kept:
         torch.cuda.set_rng_state(rng[1], device)
@@ -250,7 +267,9 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         history.info["moves"] = moves
     if settings.get("stopped"):
         history.info["stopped"] = True
-    steps.steps = done
+    steps.steps, vae.beta = done, beta
+    if "beta" in history.info:
+        history.info["beta"] = settings.get("beta", beta)
     history.extend(rows)
     return best
 

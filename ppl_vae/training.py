@@ -10,39 +10,33 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import math
-import numbers
 import operator
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import torch
-from pyro.infer import ELBO, ReweightedWakeSleep
-from pyro.optim import PyroOptim
+from pyro.infer import ELBO
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import presets
 from .batches import Batches
 from .capture import Backend, CapturedSVI
 from .devices import check_gradients, cuda_devices, find_device, seed_all, seeded
 from .epochs import Terms, train_epoch, validate
-from .errors import ConfigError, PartError, check_positive
+from .errors import CheckpointError, ConfigError, check_positive
 from .history import History, bound_name
 from .model import VAE
 from .model.checks import check_not_nan
 from .objectives import Trace_ELBO
+from .settings import Schedule, check_objective, check_optim, schedule, settings
 from .state import alone, folders, replacing, restore, set_weights, store, weights
 
 __all__ = ["fit"]
-
-Schedule = float | Callable[[int], float]
 
 
 def fit(
@@ -85,7 +79,8 @@ def fit(
         valid: likewise; its −ELBO is measured after every epoch, with the same noise every time.
         epochs: how many, in all: a resumed run counts those it had.
         batch_size: rows a step; all rows where there are fewer.
-        lr: the learning rate, or a function of the epoch (from 1) that is positive in the first.
+        lr: the learning rate, or a function of the epoch (from 1) that is positive in the first; groups of parameters
+            that ``optim`` begins with other rates keep their proportion to it.
         optim: a class of ``torch.optim``, called with all parameters and ``lr=``; with more options it is
             ``functools.partial(torch.optim.AdamW, weight_decay=0.01)``.
         clip: the largest norm of the whole gradient, if any.
@@ -109,8 +104,8 @@ def fit(
             From a GPU to a CPU and back a run goes on with a warning: not bit for bit.
         overwrite: let the state of another training in ``checkpoint`` be replaced, which otherwise is an error. That
             happens when the first epoch of this one is written, and an error before leaves it as it was.
-        callbacks: one or several, called as ``callback(vae, history)`` after every epoch; one that returns True ends
-            training, and is asked again where that is resumed.
+        callbacks: one or several, called as ``callback(vae, history)`` after every epoch, before its state is written;
+            one that returns True ends training, and is asked again where that is resumed.
         progress: show a bar.
 
     Raises:
@@ -133,10 +128,10 @@ def fit(
     # Numbers of numpy's are no numbers to JSON.
     epochs, batch_size = int(epochs), int(batch_size)
     seed, clip = None if seed is None else operator.index(seed), None if clip is None else float(clip)
-    lr_at, beta_at = _schedule("lr", lr), None if beta is None else _schedule("beta", beta)
+    lr_at, beta_at = schedule("lr", lr), None if beta is None else schedule("beta", beta)
     if not lr_at(1) > 0:
         raise ConfigError(f"expected lr > 0, got {lr_at(1)}")
-    _check_optim(optim)
+    check_optim(optim)
     if clip is not None and not clip > 0:
         raise ConfigError(f"expected clip > 0, got {clip}")
     if patience is not None:
@@ -144,7 +139,7 @@ def fit(
         if valid is None:
             raise ConfigError("patience needs validation data: pass valid=")
     objective = Trace_ELBO() if objective is None else objective
-    _check_objective(objective)
+    check_objective(objective)
     callbacks = [callbacks] if callable(callbacks) else callbacks
     checkpoint, resume = folders(checkpoint, resume, overwrite)
     device = find_device(device)
@@ -161,7 +156,7 @@ def fit(
             batches.start()
 
     history = History(
-        info=_settings(vae, batches, objective, optim, seed, clip, precision, None if beta_at else vae.beta)
+        info=settings(vae, batches, objective, optim, seed, clip, precision, None if beta_at else vae.beta)
     )
     steps = CapturedSVI(
         vae.model,
@@ -169,7 +164,7 @@ def fit(
         _together(optim, lr_at(1), device),
         objective,
         capture,
-        steps=epochs * batches.steps,
+        steps=None if batches.steps is None else epochs * batches.steps,
         clip=clip,
         weight=1 / batches.batch_size,
         precision=precision,
@@ -178,14 +173,15 @@ def fit(
         # A stock step costs a few replays on a CPU, and hundreds of those that stay on a GPU.
         check_every=5000 if device.type == "cuda" else 500,
     )
-    last_beta = vae.beta if beta_at is None else beta_at(epochs)
     # The epoch of the best weights, and these.
     best: tuple[int, dict[str, Tensor]] | None = None
 
     def asked() -> bool:
         """Whether a callback ends training; each is called."""
         with torch.random.fork_rng(cuda_devices(device)):
-            return any([callback(vae, history) is True for callback in callbacks])
+            found = [callback(vae, history) for callback in callbacks]
+        # And no other value that passes for true: numpy's own is one.
+        return any(isinstance(value, bool | np.bool_) and bool(value) for value in found)
 
     # Gradients are recorded, and the precision is an argument, whatever the caller is inside of.
     with (
@@ -204,16 +200,17 @@ def fit(
             _meet(vae, steps, shapes)
             if resume is not None:
                 best = restore(resume, vae, steps, history)
-                if patience is not None and (best and best[0]) != history.best_epoch(last_beta):
-                    raise ConfigError(
-                        f"patience: {resume} was written without it at times, or for another β, and has not kept the "
-                        "best model: resume without patience, or train anew with it"
-                    )
+            # The β that training is to end with, by which the best model is chosen.
+            last_beta = history.info["beta"] if beta_at is None else beta_at(epochs)
+            if patience is not None and (best and best[0]) != history.best_epoch(last_beta):
+                raise ConfigError(
+                    f"patience: {resume} was written without it at times, or for another β, and has not kept the "
+                    "best model: resume without patience, or train anew with it"
+                )
             begun, last = len(history), epochs
-            if begun:
-                # As it was at the end of an epoch, which is when callbacks see it.
-                vae.eval()
-                vae.beta = history[-1]["beta"]
+            # What goes on elsewhere is written there, if there is no epoch left to train, too.
+            written = checkpoint == resume
+            vae.eval()  # As it was at the end of an epoch, which is when callbacks see it.
             # Where a callback ended it, that is asked again: a limit of time begins anew, a criterion does not.
             if history.info.pop("stopped", False) and asked():
                 last = begun
@@ -237,19 +234,24 @@ def fit(
                     if patience is not None and history.best_epoch(last_beta) == epoch:
                         best = epoch, {k: v.clone() for k, v in weights(vae, steps).items()}
                     history.info["capture"] = steps.backend
-                    written = epoch % checkpoint_every == 0 or epoch in (1, epochs)
-                    if checkpoint is not None and written:
-                        store(checkpoint, vae, steps, history, best)
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
                     bar.set_postfix_str(f"{bound_name([row])} {shown:.2f} nats, {row['rate']:,.0f} rows/s")
                     bar.update()
-                    if asked():
-                        history.info["stopped"], written = True, False
+                    stop = False
+                    try:
+                        if stop := asked():
+                            history.info["stopped"] = True
+                    finally:
+                        # After the callbacks, which may change the model; an error of theirs costs no epoch.
+                        written = stop or epoch % checkpoint_every == 0 or epoch in (1, epochs)
+                        if checkpoint is not None and written:
+                            store(checkpoint, vae, steps, history, best)
+                    if stop:
                         break
-            if checkpoint is not None and len(history) > begun and not written:
+            if checkpoint is not None and not written:
                 store(checkpoint, vae, steps, history, best)
             if patience is not None and best is not None:
-                set_weights(vae, steps, best[1], "the best model")
+                _take_best(vae, steps, best)
         finally:
             vae.unregister()
             vae.eval()
@@ -257,98 +259,15 @@ def fit(
     return history
 
 
-def _schedule(name: str, value: Schedule) -> Callable[[int], float]:
-    if not callable(value) and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-        raise ConfigError(f"{name}: expected a number or a function of the epoch, got {value!r}")
-
-    def at(epoch: int) -> float:
-        found = value(epoch) if callable(value) else value
-        try:
-            now = float(found)
-        except (TypeError, ValueError) as error:
-            way_out = ": call it first" if callable(found) else ""
-            raise ConfigError(f"{name}: expected a number in epoch {epoch}, got {found!r}{way_out}") from error
-        if not 0 <= now < math.inf:
-            raise ConfigError(f"expected 0 ≤ {name} < ∞, got {now} in epoch {epoch}")
-        return now
-
-    at(1)
-    return at
-
-
-def _check_optim(optim: Any) -> None:
-    if isinstance(optim, PyroOptim | torch.optim.Optimizer) or not callable(optim):
-        raise PartError(
-            f"optim: expected a class such as torch.optim.Adam, got {type(optim).__name__}: pass lr= beside"
-        )
-    if isinstance(optim, functools.partial) and "lr" in optim.keywords:
-        raise ConfigError(
-            "optim: expected options other than lr, such as functools.partial(torch.optim.AdamW, weight_decay=0.01), "
-            f"got lr={optim.keywords['lr']}: pass lr= to fit"
-        )
-
-
-def _check_objective(objective: Any) -> None:
-    if not isinstance(objective, ELBO):
-        kind = objective if isinstance(objective, type) else type(objective)
-        way_out = f" itself: call it, {kind.__name__}()" if kind is objective else ""
-        raise PartError(f"objective: expected a Pyro ELBO such as Trace_ELBO(), got {kind.__name__}{way_out}")
-    if isinstance(objective, ReweightedWakeSleep):
-        raise PartError(
-            "objective: expected an ELBO with one loss, got ReweightedWakeSleep, which has two: train it with "
-            "pyro.infer.SVI"
-        )
-    if type(objective).__name__.startswith("Jit"):
-        raise PartError(
-            f"objective: expected an ELBO as it is, got {type(objective).__name__}, which compiles itself: take "
-            f"{type(objective).__name__.removeprefix('Jit')}(), which is recorded here (capture=)"
-        )
-
-
-def _settings(
-    vae: VAE,
-    batches: Batches,
-    objective: ELBO,
-    optim: Any,
-    seed: int | None,
-    clip: float | None,
-    precision: str,
-    beta: float | None,
-) -> dict[str, Any]:
-    """What makes a run this one and no other, as JSON has it; epochs, the rate and a scheduled β may change."""
-    settings = {
-        "rows": batches.rows,
-        "binarize": batches.binarize,
-        "batch_size": batches.batch_size,
-        "seed": seed,
-        # Where in memory a function is, in the repr of a partial of it, is another place in every process.
-        "optim": getattr(optim, "__name__", re.sub(" at 0x[0-9a-f]+", "", repr(optim))),
-        "clip": clip,
-        "objective": type(objective).__name__,
-        # Pyro writes what it guessed of the plates into the objective, which changes no result.
-        "objective_options": {
-            k: repr(v)
-            for k, v in vars(objective).items()
-            if isinstance(v, bool | int | float) and k != "max_plate_nesting" and not k.startswith("_")
-        },
-        "precision": precision,
-        "data": batches.digest(),
-        # Its kind alone: one device goes by several names, cpu and cpu:0.
-        "device": batches.device.type,
-        "model": _described(vae),
-    }
-    return settings if beta is None else settings | {"beta": beta}
-
-
-def _described(vae: VAE) -> dict[str, Any] | None:
-    """What the model is made of, but for β; None where a part has no name."""
+def _take_best(vae: VAE, steps: CapturedSVI, best: tuple[int, dict[str, Tensor]]) -> None:
     try:
-        description = presets.to_dict(vae)
-    except PartError:
-        return None
-    del description["beta"]
-    # Infinities are no numbers to JSON either, and few of them are settings.
-    return json.loads(json.dumps(description), parse_constant=str)
+        set_weights(vae, steps, best[1], "the best model")
+    except CheckpointError as error:
+        warnings.warn(
+            f"patience: returning the model of the last epoch, as that of epoch {best[0]}, the best, was of other "
+            f"shapes, before a callback changed them: {error}",
+            stacklevel=3,
+        )
 
 
 def _meet(vae: VAE, steps: CapturedSVI, shapes: list[tuple[Any, ...]]) -> None:

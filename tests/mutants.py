@@ -577,9 +577,23 @@ MUTANTS = [
     Mutant(
         "moments that are restored by place and not by name",
         "state.py",
-        "{places[n]: values for n, values in state.items()}",
+        "{places[name]: values for name, values in state.items() if name in places}",
         "dict(enumerate(state.values()))",
         "test_training.py::test_what_joined_in_another_order_resumes_bit_identically",
+    ),
+    Mutant(
+        "a layer that was exchanged leaves its moments to the new one",
+        "state.py",
+        "if name in loose or id(leaf) in own}",
+        "}",
+        "test_training.py::test_a_layer_that_a_callback_exchanges_is_trained_resumed_and_the_old_one_forgotten",
+    ),
+    Mutant(
+        "the best model of another β than training goes on with",
+        "training.py",
+        'last_beta = history.info["beta"] if beta_at is None else beta_at(epochs)',
+        "last_beta = 1.0",
+        "test_training.py::test_without_a_beta_the_best_is_chosen_by_the_one_that_goes_on",
     ),
     Mutant(
         "two batch norms are merged into one",

@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "parts", "data", "distributions", "networks", "history", "plots", "capture", "devices", "modes"},
     {"priors", "likelihoods", "encoders", "conditions", "model"},
     {"objectives", "presets", "batches", "semisupervised"},
-    {"evaluation", "checkpoint", "state", "epochs"},
+    {"evaluation", "checkpoint", "state", "epochs", "settings"},
     {"training"},
     {"cli", "posthoc"},
     {"__main__", "__init__"},

@@ -7,6 +7,7 @@ import functools
 import gc
 import math
 import random
+import sys
 import threading
 import warnings
 import weakref
@@ -450,6 +451,22 @@ def test_a_number_drawn_in_python_is_found_at_once() -> None:
     svi, _, x, y = captured_vae(prior=lambda c: dist.Normal(c.new_zeros(3), 1 + random.random()).to_event(1))
     with pytest.raises(CaptureError, match="drawn in Python"):
         run(svi.step, x, y, n=4)
+
+
+def test_pyro_is_left_as_it_was_whenever_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupts:
+        def __init__(self) -> None:
+            self.__dict__["torch_item"] = None
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if value is not None:
+                raise KeyboardInterrupt
+
+    original = pyro.infer.svi.torch_item
+    monkeypatch.setitem(sys.modules, "pyro.zzz", Interrupts())
+    with pytest.raises(KeyboardInterrupt), no_host_reads():
+        pass
+    assert pyro.infer.svi.torch_item is original
 
 
 def test_too_many_graphs_fall_back_with_a_reason() -> None:

@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 
 import ppl_vae as pv
 from ppl_vae.distributions import zuko
-from ppl_vae.errors import ConfigError, NoDensityError, PartError
+from ppl_vae.errors import CheckpointError, ConfigError, NoDensityError, PartError
 
 
 def aggregate(vae, x, y=None):
@@ -201,3 +201,25 @@ def test_a_models_own_prior_is_not_fitted_behind_its_back():
     vae = pv.vae((4,), 2, prior="Mixture")
     with pytest.raises(PartError, match="the model's own"):
         pv.fit_prior(vae, torch.zeros(8, 4), vae.prior)
+
+
+def test_a_prior_that_goes_on_leaves_the_model_that_it_is_fitted_to(tmp_path):
+    x, vae = torch.rand(20, 4).round(), pv.vae((4,), 2)
+    options = {"checkpoint": tmp_path, "resume": True, "progress": False}
+    one = pv.fit_prior(vae, x, "GMM", epochs=1, **options)
+    two = pv.fit_prior(vae, x, "GMM", epochs=2, **options)
+    assert [p.tolist() for p in one.prior.parameters()] != [p.tolist() for p in two.prior.parameters()]
+    pv.fit(vae, x, epochs=1, progress=False)
+    before = {k: v.clone() for k, v in vae.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"expected the model that its prior was fitted to.*encoder\.network"):
+        pv.fit_prior(vae, x, "GMM", epochs=3, **options)
+    assert all(torch.equal(vae.state_dict()[k], v) for k, v in before.items())
+    pv.fit_prior(vae, x, "GMM", epochs=1, **options | {"resume": False, "overwrite": True})
+
+
+def test_running_statistics_of_what_is_shared_stay(tmp_path):
+    body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    vae = pv.vae((4,), 2, encoder=pv.encoders.Gaussian(2, (4,), network=body))
+    before = {k: v.clone() for k, v in vae.state_dict().items()}
+    pv.fit_prior(vae, torch.rand(20, 4).round(), "GMM", epochs=2, progress=False)
+    assert [k for k, v in vae.state_dict().items() if not torch.equal(before[k], v)] == []

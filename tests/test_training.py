@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -668,8 +669,10 @@ def test_an_iterable_dataset_in_a_loader_trains() -> None:
         def __iter__(self) -> Any:
             return iter(torch.ones(11, D))
 
-    row = run(a_vae(), DataLoader(Stream(), 4), DataLoader(Stream(), 4))[0]
-    assert row["loss"] == pytest.approx(row["neg_elbo"], rel=1e-5)
+    history = run(a_vae(), DataLoader(Stream(), 4), DataLoader(Stream(), 4))
+    assert history[0]["loss"] == pytest.approx(history[0]["neg_elbo"], rel=1e-5)
+    # How long a stream is nobody knows: it may be worth recording.
+    assert history.info["capture"] == "graph"
     with pytest.raises(DataError, match="DataLoader"):
         run(a_vae(), Stream())
 
@@ -906,21 +909,22 @@ def test_a_state_may_be_written_less_often(tmp_path: Path) -> None:
     written: list[int] = []
 
     def look(vae: pv.VAE, history: pv.History) -> None:
-        written.append(len(json.loads((folder / "training.json").read_text())["history"]))
+        path = folder / "training.json"
+        written.append(len(json.loads(path.read_text())["history"]) if path.exists() else 0)
         if len(history) == 5:
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"epochs": 7, "checkpoint": folder, "checkpoint_every": 3}
     with pytest.raises(KeyboardInterrupt):
         run(copy.deepcopy(first), x, callbacks=look, **options)
-    assert written == [1, 1, 3, 3, 3]
+    assert written == [0, 1, 1, 3, 3]
     assert numbers(run(resumed, x, resume=True, **options)) == numbers(history)
     assert same(weights(whole), weights(resumed))
     assert len(json.loads((folder / "training.json").read_text())["history"]) == 7
     # A training that is to be replaced is with the first epoch of the new one.
     with pytest.raises(KeyboardInterrupt):
         run(copy.deepcopy(first), x, callbacks=look, overwrite=True, **options)
-    assert written[5] == 1
+    assert written[5:7] == [7, 1]
     stopped = run(copy.deepcopy(first), x, callbacks=lambda vae, h: len(h) == 4, overwrite=True, **options)
     assert len(stopped) == len(json.loads((folder / "training.json").read_text())["history"]) == 4
     with pytest.raises(ConfigError, match="checkpoint_every"):
@@ -998,10 +1002,10 @@ def test_a_loader_that_can_be_read_once_says_so() -> None:
             return self.rows
 
     with pytest.raises(DataError, match="read only once"):
-        run(a_vae(), DataLoader(Once(), 8), epochs=3)
+        run(a_vae(), DataLoader(Once(), 8), epochs=1)
     Once.rows = iter(binary())
     with pytest.raises(DataError, match="read only once"):
-        run(a_vae(), binary(), DataLoader(Once(), 8), epochs=3)
+        run(a_vae(), binary(), DataLoader(Once(), 8), epochs=1)
 
 
 @pytest.mark.parametrize(("likelihood", "pixel"), [("Beta", 1 - 1e-9), ("Gaussian", 1e39)])
@@ -1144,13 +1148,25 @@ def test_patience_that_comes_after_the_best_is_refused(tmp_path: Path) -> None:
 def test_a_state_that_tells_less_is_resumed(tmp_path: Path) -> None:
     """Written when there were fewer settings to tell; or with a schedule, which β then goes on without."""
     x, vae = binary(), a_vae()
-    run(vae, x, beta=warmup(2), checkpoint=tmp_path)
-    assert len(run(vae, x, epochs=3, resume=tmp_path)) == 3
+    run(vae, x, beta=warmup(2, beta=4.0), checkpoint=tmp_path)
+    for again in (vae, a_vae()):
+        history = run(again, x, epochs=3, resume=tmp_path, checkpoint=tmp_path / "on", overwrite=True)
+        assert history.column("beta") == [2.0, 4.0, 4.0]
+        assert history.info["beta"] == again.beta == 4.0
     path = tmp_path / "training.json"
     record = json.loads(path.read_text())
     del record["settings"]["model"]
     path.write_text(json.dumps(record))
     assert len(run(vae, x, epochs=4, resume=tmp_path)) == 4
+
+
+def test_without_a_beta_the_best_is_chosen_by_the_one_that_goes_on(tmp_path: Path) -> None:
+    x, y = binary(), binary()
+    run(a_vae(), x, y, epochs=2, lr=0.03, beta=6.0, patience=30, checkpoint=tmp_path)
+    history = run(a_vae(), x, y, epochs=30, lr=0.03, patience=30, resume=tmp_path)
+    assert set(history.column("beta")) == {6.0}
+    best = json.loads((tmp_path / "training.json").read_text())["best_epoch"]
+    assert best == history.best_epoch(6.0) != history.best_epoch(1.0)
 
 
 def test_whatever_a_model_is_made_of_can_be_written(tmp_path: Path) -> None:
@@ -1613,8 +1629,9 @@ def test_an_infinity_that_an_optimiser_keeps_is_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optim", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("stop", [1, 2])
 def test_a_layer_that_a_callback_exchanges_is_trained_resumed_and_the_old_one_forgotten(
-    optim: Any, tmp_path: Path
+    optim: Any, stop: int, tmp_path: Path
 ) -> None:
     def exchange(vae: pv.VAE, history: pv.History) -> None:
         if len(history) == 1:
@@ -1625,13 +1642,159 @@ def test_a_layer_that_a_callback_exchanges_is_trained_resumed_and_the_old_one_fo
     first, begun, second = (copy.deepcopy(vae) for vae in [a_vae()] * 3)
     options: dict[str, Any] = {"optim": optim, "callbacks": exchange}
     whole = run(first, x, x, epochs=4, patience=9, lr=0.01, **options)
-    run(begun, x, x, patience=9, lr=0.01, **options, checkpoint=tmp_path)
+    run(begun, x, x, epochs=stop, patience=9, lr=0.01, **options, checkpoint=tmp_path)
     groups = json.loads((tmp_path / "training.json").read_text())["groups"]
-    assert sorted(name for group in groups for name in group["names"]) == sorted(dict(first.named_parameters()))
+    if stop == 2:
+        assert sorted(name for group in groups for name in group["names"]) == sorted(dict(first.named_parameters()))
     resumed = run(second, x, x, epochs=4, patience=9, lr=0.01, **options, resume=tmp_path)
     assert numbers(resumed) == numbers(whole)
     assert same(weights(second), weights(first))
     assert list(pyro.get_param_store()) == []
+
+
+def test_the_beta_that_a_callback_sets_goes_on(tmp_path: Path) -> None:
+    x, vae = binary(), a_vae()
+
+    def fall(vae: pv.VAE, history: pv.History) -> None:
+        vae.beta = 2.0 ** -len(history)
+
+    options: dict[str, Any] = {"valid": x, "patience": 9, "callbacks": fall}
+    whole = run(first := copy.deepcopy(vae), x, epochs=4, **options)
+    assert whole.column("beta") == [1, 1 / 2, 1 / 4, 1 / 8]
+    run(begun := copy.deepcopy(vae), x, checkpoint=tmp_path, **options)
+    # In another process, where the model is as it was built, and in this one.
+    for again in (vae, begun):
+        history = run(again, x, epochs=4, resume=tmp_path, checkpoint=tmp_path / "on", overwrite=True, **options)
+        assert numbers(history) == numbers(whole)
+        assert history.info["beta"] == whole.info["beta"] == 1.0
+        assert same(weights(again), weights(first))
+        assert again.beta == 1 / 16
+    vae.beta = 0.75
+    with pytest.raises(CheckpointError, match=r"beta: 1\.0 then, 0\.75 now"):
+        run(vae, x, epochs=4, resume=tmp_path, **options)
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["thaws", "freezes"])
+def test_what_a_callback_thaws_or_freezes_at_the_end_is_not_forgotten(frozen: bool, tmp_path: Path) -> None:
+    def turn(vae: pv.VAE, history: pv.History) -> None:
+        if len(history) == 2:
+            vae.likelihood.requires_grad_(frozen)
+
+    x, vae = binary(), a_vae()
+    vae.likelihood.requires_grad_(not frozen)
+    whole = run(first := copy.deepcopy(vae), x, epochs=4, callbacks=turn)
+    run(begun := copy.deepcopy(vae), x, callbacks=turn, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=r"same parameters.*likelihood.*requires_grad"):
+        run(copy.deepcopy(vae), x, epochs=4, callbacks=turn, resume=tmp_path)
+    # What was thawed has no moments yet, and what was frozen needs them no more.
+    assert numbers(run(begun, x, epochs=4, callbacks=turn, resume=tmp_path)) == numbers(whole)
+    assert same(weights(begun), weights(first))
+
+
+def test_a_finished_training_that_goes_on_elsewhere_is_written_there(tmp_path: Path) -> None:
+    x = binary()
+    one, other = tmp_path / "one", tmp_path / "other"
+    run(a_vae(), x, checkpoint=one)
+    run(first := a_vae(), x, epochs=3, checkpoint=other)
+    history = run(second := a_vae(), x, epochs=3, resume=other, checkpoint=one, overwrite=True)
+    assert len(history) == 3
+    assert [path.name for path in one.iterdir() if "replaced" in path.name] == []
+    run(third := a_vae(), x, epochs=3, resume=one)
+    assert same(weights(first), weights(second))
+    assert same(weights(first), weights(third))
+
+
+def test_groups_of_parameters_keep_their_rates(tmp_path: Path) -> None:
+    def make(params: Any, lr: float) -> torch.optim.Optimizer:
+        first, *rest = params
+        return torch.optim.SGD([{"params": [first], "lr": 3 * lr}, {"params": rest}], lr=lr)
+
+    def rates(lr: Callable[[int], float]) -> list[tuple[float, ...]]:
+        found: list[tuple[float, ...]] = []
+
+        def spied(params: Any, lr: float) -> torch.optim.Optimizer:
+            optimiser = make(params, lr)
+            step = optimiser.step
+            optimiser.step = lambda: found.append(tuple(g["lr"] for g in optimiser.param_groups)) or step()  # type: ignore
+            return optimiser
+
+        run(a_vae(), binary(), batch_size=N, optim=spied, lr=lr)
+        return found
+
+    assert rates(lambda epoch: 0.01 / epoch) == [pytest.approx((0.03, 0.01)), pytest.approx((0.015, 0.005))]
+    x = binary()
+    first, second = (copy.deepcopy(vae) for vae in [a_vae()] * 2)
+    whole = run(first, x, epochs=4, optim=make)
+    run(second, x, optim=make, checkpoint=tmp_path)
+    assert numbers(run(second, x, epochs=4, optim=make, resume=tmp_path)) == numbers(whole)
+    assert same(weights(first), weights(second))
+
+
+def test_a_group_without_parameters_is_resumed(tmp_path: Path) -> None:
+    def make(params: Any, lr: float) -> torch.optim.Optimizer:
+        params = list(params)
+        large, rest = ([p for p in params if (p.dim() > 9) is big] for big in (True, False))
+        return torch.optim.AdamW([{"params": large}, {"params": rest, "weight_decay": 0.1}], lr=lr)
+
+    x = binary()
+    first, second = (copy.deepcopy(vae) for vae in [a_vae()] * 2)
+    whole = run(first, x, epochs=3, optim=make)
+    run(second, x, optim=make, checkpoint=tmp_path)
+    assert numbers(run(second, x, epochs=3, optim=make, resume=tmp_path)) == numbers(whole)
+    assert same(weights(first), weights(second))
+
+
+def test_the_best_model_of_other_shapes_is_not_put_back_and_costs_no_history() -> None:
+    def widen(vae: pv.VAE, history: pv.History) -> None:
+        if len(history) == 2:
+            body = vae.likelihood.network.body
+            body[0], body[2] = nn.Linear(2, 12), nn.Linear(12, D)
+
+    vae, x = a_vae(), binary()
+    options: dict[str, Any] = {"lr": lambda epoch: 1e-3 if epoch < 2 else 5.0, "patience": 9, "valid": binary()}
+    with pytest.warns(UserWarning, match=r"last epoch, as that of epoch 1, the best, was of other shapes.*body.0"):
+        history = run(vae, x, epochs=4, callbacks=widen, **options)
+    assert len(history) == 4
+    assert vae.likelihood.network.body[0].out_features == 12
+    assert vae.reconstruct(x).shape == x.shape
+
+
+def test_a_true_of_numpys_ends_training_and_a_word_does_not() -> None:
+    for ends, epochs in ((np.True_, 1), (np.False_, 3), ("yes", 3), (1, 3)):
+        assert len(run(a_vae(), binary(), epochs=3, callbacks=lambda vae, history, ends=ends: ends)) == epochs
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr("ppl_vae.training.train_epoch", lambda *args: pytest.fail("an epoch was trained"))
+    with pytest.raises(CheckpointError, match="expected a folder to write to: Permission denied"):
+        run(a_vae(), binary(), checkpoint=tmp_path / "run")
+
+
+def test_an_objective_that_changes_every_epoch_keeps_few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rising(Trace_ELBO):
+        power = 0.0
+
+        def begin_epoch(self, epoch: int) -> None:
+            self.power = epoch / 40
+
+    graphs: list[int] = []
+    graph = CapturedSVI._graph
+
+    def spied(self: CapturedSVI, call: Any) -> Any:
+        found = graph(self, call)
+        graphs.append(len(self._graphs))
+        return found
+
+    monkeypatch.setattr(CapturedSVI, "_graph", spied)
+    history = run(a_vae(), binary(), epochs=40, batch_size=N, objective=Rising(), capture="graph")
+    assert max(graphs) == 32
+    assert history.info["capture"] == "graph"
 
 
 def test_a_parameter_that_a_callback_makes_anew_is_trained_and_the_old_one_forgotten(tmp_path: Path) -> None:

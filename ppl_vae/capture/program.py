@@ -13,13 +13,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from types import FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SCALARS", "Call", "Program", "kind"]
+__all__ = ["SCALARS", "Call", "Latest", "Program", "kind"]
+
+V = TypeVar("V")
 
 # What a graph takes for a constant.
 SCALARS = (bool, int, float, str)
@@ -44,6 +46,29 @@ class Call(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """What a replay is given."""
         return [value for value in self.flat if isinstance(value, Tensor)]
+
+
+class Latest(dict[Any, V]):
+    """What was set last, of so many keys; one that goes out of it goes out of another dict, too.
+
+    Example:
+        >>> others = {"a": 1, "b": 2}
+        >>> latest = Latest(2, others)
+        >>> latest["a"] = latest["b"] = latest["a"] = latest["c"] = 0
+        >>> list(latest), list(others)
+        (['a', 'c'], ['a'])
+    """
+
+    def __init__(self, most: int, others: dict[Any, Any]) -> None:
+        super().__init__()
+        self.most, self.others = most, others
+
+    def __setitem__(self, key: Any, value: V) -> None:
+        self.pop(key, None)
+        super().__setitem__(key, value)
+        for old in list(self)[: -self.most]:
+            del self[old]
+            self.others.pop(old, None)
 
 
 class Program:

@@ -110,12 +110,12 @@ def no_host_reads() -> Iterator[None]:
         modules = [
             module for name, module in list(sys.modules.items()) if name.startswith("pyro.") and module is not None
         ]
-        for module in modules:
-            for name, swap in swaps.items():
-                if name in vars(module):
-                    saved.append((module, name, vars(module)[name]))
-                    setattr(module, name, swap)
         try:
+            for module in modules:
+                for name, swap in swaps.items():
+                    if name in vars(module):
+                        saved.append((module, name, vars(module)[name]))
+                        setattr(module, name, swap)
             yield
         finally:
             for module, name, original in saved:

@@ -29,7 +29,7 @@ from .guard import LastSite, Sizes, compare, first_bad_site, first_line, not_fin
 from .ledger import Ledger
 from .loss import Loss
 from .optimiser import Together
-from .program import SCALARS, Call, Program, kind
+from .program import SCALARS, Call, Latest, Program, kind
 from .recording import CaptureWarning, Generators, Watch, cannot_record, record
 from .replay import Replay
 from .static import StaticStep, cannot_stay, look_up
@@ -107,9 +107,11 @@ class CapturedSVI(SVI):
         self.watch, self.steps = watch, 0
         self.watched: dict[str, Tensor] = {}
         self._program = Program(model, guide, batch)
-        self._met: dict[Any, dict[str, Tensor]] = {}
         self._graphs: dict[Any, Replay | None] = {}
+        self._met: Latest[dict[str, Tensor]] = Latest(_MOST_SHAPES, self._graphs)
         self._warned = self._check_next = False
+        # How many of its steps were the first of their key.
+        self._unlike = 0
         self._ledger = Ledger()
         # The step of the last comparison, and the program's numbers then.
         self._checked: tuple[int, Any] = 0, None
@@ -131,6 +133,7 @@ class CapturedSVI(SVI):
             loss, gradients = self._stock(args, kwargs, before)
             # Anew: the first step of all makes parameters, and tells the objective how plates are nested.
             if call.key is not None and (key := self._call(args, kwargs).key) is not None:
+                self._unlike += 1
                 self._met[key] = self._leaves
         elif replay.runs < _FIRST_CHECKS or self._due():
             self._check_next = False
@@ -270,6 +273,8 @@ class CapturedSVI(SVI):
         left to do for a program and a shape that were met before.
         """
         if self.optim.leaves and ((key := self._call(args, kwargs).key) is None or key in self._met):
+            if key is not None:
+                self._met[key] = self._met[key]
             return
         state = Generators(self._generators().devices, self._program.buffers)
         program_args, program_kwargs = self.batch(*args, **kwargs)
@@ -278,6 +283,7 @@ class CapturedSVI(SVI):
         leaves = unconstrained(params.trace)
         self.optim.meet(leaves)
         state.restore()
+        self._unlike = 0
         if (key := self._call(args, kwargs).key) is not None:
             self._met[key] = leaves
 
@@ -321,7 +327,7 @@ class CapturedSVI(SVI):
         if call.key in self._met:
             self._graphs[call.key] = self._record(call.flat, call.spec, call.tensors, self._met[call.key])
             return self._graphs[call.key]
-        if len(self._met) >= _MOST_SHAPES:
+        if self._unlike >= _MOST_SHAPES:
             self._fall_back(f"no two of {_MOST_SHAPES} steps are alike: an argument, no tensor, keeps changing")
         return None
 

@@ -38,8 +38,7 @@ class Batches:
         if isinstance(source, DataLoader):
             if source.batch_size is None:
                 raise ConfigError("a DataLoader needs a batch_size, which the loss per datum is scaled by")
-            if isinstance(stream := source.dataset, IterableDataset) and iter(stream) is iter(stream):
-                raise DataError(READ_ONCE)
+            _check_again(source.dataset)
             self.loader, self.batch_size = source, int(source.batch_size)
             first = next(iter(source), None)
             if first is None:
@@ -264,6 +263,15 @@ class Batches:
                 flat = tensor.cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
                 sha.update(flat.view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
+
+
+def _check_again(stream: Any) -> None:
+    """Raise for a stream that keeps one iterator, as the look at the first batch would be the end of that batch.
+
+    One that is its own iterator may begin anew whenever it is asked for.
+    """
+    if isinstance(stream, IterableDataset) and (begun := iter(stream)) is not stream and begun is iter(stream):
+        raise DataError(READ_ONCE)
 
 
 def _suffice(batches: list[tuple[Tensor, Tensor | None]], needed: int) -> bool:

@@ -1003,6 +1003,16 @@ def test_a_loader_that_can_be_read_once_says_so() -> None:
 
     with pytest.raises(DataError, match="read only once"):
         run(a_vae(), DataLoader(Once(), 8), epochs=1)
+
+    class Anew(IterableDataset[Tensor]):
+        def __iter__(self) -> Any:
+            self.rows = iter(binary())
+            return self
+
+        def __next__(self) -> Tensor:
+            return next(self.rows)
+
+    assert len(run(a_vae(), DataLoader(Anew(), 8))) == 2
     Once.rows = iter(binary())
     with pytest.raises(DataError, match="read only once"):
         run(a_vae(), binary(), DataLoader(Once(), 8), epochs=1)

@@ -151,6 +151,9 @@ SYSTEMS = {
     "Fixed": lambda: pv.vae(IMAGE, 3, prior=priors.Fixed(dist.Laplace, 0.0, 1.0, features=3)),
     "Fixed tensors": lambda: pv.vae(IMAGE, 3, prior=priors.Fixed(dist.Normal, torch.zeros(3), scale=2, features=3)),
     "Fixed by name": lambda: pv.vae(IMAGE, 3, prior={"name": "Fixed", "distribution": "StudentT", "df": 4}),
+    "Fixed arrays by name": lambda: pv.vae(
+        IMAGE, 3, prior={"name": "Fixed", "distribution": "Normal", "loc": np.zeros(3), "scale": 1.0}
+    ),
     "flow": lambda: pv.cvae(IMAGE, 3, 4, prior={"name": "NSF", "transforms": 1, "bins": 4, "hidden_features": [8]}),
     "Unconditional": lambda: pv.cvae(IMAGE, 3, 4, prior=Unconditional(priors.Gaussian(3))),
     "sigma": lambda: pv.vae(IMAGE, 3, likelihood={"name": "Gaussian", "sigma": 0.5}),

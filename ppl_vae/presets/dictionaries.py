@@ -104,7 +104,7 @@ def in_order(specs: Mapping[str, Any]) -> list[str]:
 
 def _has_vamp(spec: Any) -> bool:
     inner = spec.values() if isinstance(spec, Mapping) else ()
-    return spec == "Vamp" or any(_has_vamp(value) for value in inner)
+    return (isinstance(spec, str) and spec == "Vamp") or any(_has_vamp(value) for value in inner)
 
 
 def make(kind: str, config: Mapping[str, Any], conditional: bool = False, encoder: Any = None) -> Any:

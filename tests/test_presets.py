@@ -232,6 +232,75 @@ def test_what_has_no_name_says_how_to_load_it(prior):
         presets.to_dict(pv.vae(IMAGE, 3, prior=prior))
 
 
+class Options(priors.Standard):
+    def __init__(self, features, **options):
+        super().__init__(features)
+
+
+class Anything(priors.Gaussian):
+    def __init__(self, *args, name=None, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Keywords(priors.Standard):
+    def __init__(self, features, kwargs):
+        super().__init__(features)
+
+
+MADE = {
+    "options of any name": (lambda: Options(3, width=2), {"name": "mine", "features": 3, "width": 2}),
+    "any arguments": (lambda: Anything(3, hidden=[4]), {"name": "mine", "args": [3], "hidden": [4]}),
+    "a dict named kwargs": (lambda: Keywords(3, {"a": 1}), {"name": "mine", "features": 3, "kwargs": {"a": 1}}),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_part_of_ones_own_is_made_again_from_what_it_was_given(name, monkeypatch):
+    make, config = MADE[name]
+    vae = pv.vae(IMAGE, 3, prior=make())
+    monkeypatch.setitem(presets.PRIORS, "mine", type(vae.prior))
+    assert presets.to_dict(vae)["prior"] == config
+    assert round_trip(vae).prior.arguments == vae.prior.arguments
+
+
+class Widths(priors.Standard):
+    def __init__(self, features, *widths):
+        super().__init__(features)
+
+
+class Behind(priors.Standard):
+    def __init__(self, features, *args):
+        super().__init__(features)
+
+
+class Placed(priors.Standard):
+    def __init__(self, features, /):
+        super().__init__(features)
+
+
+class Called(priors.Standard):
+    def __init__(self, features, name):
+        super().__init__(features)
+
+
+LOST = [
+    (lambda: Widths(3, 4, 5), "widths"),
+    (lambda: Behind(3, 4), "args"),
+    (lambda: Options(3, args=[4]), "args"),
+    (lambda: Placed(3), "features"),
+    (lambda: Called(3, "a"), "name"),
+    (lambda: Anything(3, name="a"), "name"),
+]
+
+
+@pytest.mark.parametrize(("make", "lost"), LOST)
+def test_what_cannot_be_made_again_is_not_written(make, lost, monkeypatch):
+    vae = pv.vae(IMAGE, 3, prior=make())
+    monkeypatch.setitem(presets.PRIORS, "mine", type(vae.prior))
+    with pytest.raises(PartError, match=rf"with {lost}: .*load\(path, into=vae\)"):
+        presets.to_dict(vae)
+
+
 def test_a_subclass_is_not_written_as_its_parent():
     class Mine(priors.Standard):
         pass

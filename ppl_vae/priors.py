@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .data import drawn
 from .distributions import NormalMixture, SphericalUniform, as_pyro, diagonal, is_point
+from .encoders.base import standardising
 from .errors import ConfigError, LabelError, PartError, ShapeError, check_positive, check_range
 from .networks import Body, Network
 from .parts import Chain, Part, Unconditional, check_context
@@ -286,7 +287,9 @@ class Vamp(Part):
                     f"Vamp: expected an encoder with an x_shape, got {type(encoder).__name__}: give pseudo_inputs "
                     "(K, *x_shape) instead"
                 )
-            shift, scale = (torch.as_tensor(getattr(encoder, n, d)).cpu() for n, d in (("shift", 0.0), ("scale", 1.0)))
+            inside = standardising(encoder)
+            told = inside[0] if inside else encoder
+            shift, scale = (torch.as_tensor(getattr(told, n, d)).cpu() for n, d in (("shift", 0.0), ("scale", 1.0)))
             given = shift + scale * torch.rand(components, *shape)
         self.encoder, self.components, self.classes = encoder, components, classes
         self.pseudo_inputs = nn.Parameter(given.clone())

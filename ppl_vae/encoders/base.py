@@ -9,13 +9,13 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError, check_shape
 from ..networks import Body, Network
 from ..parts import Part, check_context
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "standardising"]
 
 
 class Encoder(Part):
@@ -85,3 +85,8 @@ class Encoder(Part):
         if type(self).forward is not Encoder.forward or self._forward_hooks or self._forward_pre_hooks:
             return self(x, c[rows])
         return self.from_raw(self.raw(x, c)[rows])
+
+
+def standardising(part: Any) -> list[Encoder]:
+    """Return the encoders a part is, or is around, which standardise x."""
+    return [module for module in part.modules() if isinstance(module, Encoder)] if isinstance(part, nn.Module) else []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PartError, ShapeError
+from ..networks.convolutional import Convolutional
 from ..parts import Part
 from .base import standardising
 
@@ -29,7 +30,7 @@ class Masked(Part):
     Raises:
         PartError: for what cannot be called, or does not say its ``x_shape``; or a chain whose encoders standardise x
             in two ways.
-        ShapeError: if its channels are not an even number; or, when called, for another x.
+        ShapeError: if its channels are not an even number, or a convolution has none; or, when called, for another x.
 
     Reference:
         MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019), which feeds
@@ -51,6 +52,12 @@ class Masked(Part):
         if inner[0] % 2:
             raise ShapeError(f"Masked: expected an encoder of x and its mask, x_shape (2 C, ...), got {tuple(inner)}")
         self.part, self.x_shape = part, (inner[0] // 2, *inner[1:])
+        if len(inner) == 2 and any(isinstance(e.network.body, Convolutional) for e in standardising(part)):
+            size = ", ".join(map(str, self.x_shape))
+            raise ShapeError(
+                f"Masked: expected a convolution to have the mask in a channel, x_shape (2, {size}), got "
+                f"{tuple(inner)} with the mask below the image: give x a channel, x_shape (1, {size})"
+            )
         if len(units := {(float(e.shift), float(e.scale)) for e in standardising(part)}) > 1:
             raise PartError(f"Masked: expected encoders of one (shift, scale) of x, got {sorted(units)}")
 

@@ -91,6 +91,13 @@ def test_one_hidden_layer_needs_no_list_and_comes_back():
             assert part.network.body[0].out_features == 7
 
 
+def test_every_part_has_the_widths_that_an_iterator_gives():
+    vae = pv.vae(IMAGE, 3, hidden=map(int, "75"))
+    for made in (vae, presets.build(presets.to_dict(vae))):
+        for part in (made.likelihood, made.encoder):
+            assert [part.network.body[place].out_features for place in (0, 2)] == [7, 5]
+
+
 def test_a_parts_own_option_wins_over_the_shared_one():
     vae = pv.vae(IMAGE, 3, hidden=(7,), encoder={"name": "Gaussian", "hidden": [5]})
     assert vae.encoder.network.body[0].out_features == 5

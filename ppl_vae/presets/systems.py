@@ -8,7 +8,7 @@ What the parts share, such as the number of latent features, is said once.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import conditions
@@ -106,6 +106,8 @@ def vae(
     if isinstance(of_y, conditions.OneHot):
         shared["classes"] = of_y.classes
     parts: dict[str, Any] = {}
+    # Or the first of the parts would use it up.
+    hidden = tuple(hidden) if isinstance(hidden, Iterator) else hidden
     bodies = {k: v for k, v in {"hidden": hidden, "network": network}.items() if v is not None}
 
     def part(kind: str, spec: Spec | None, **more: Any) -> Any:

@@ -7,6 +7,7 @@ What the parts share, such as the number of latent features, is said once.
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -97,6 +98,8 @@ def vae(
             f"range: expected the least and the largest value of all pixels, two numbers, got {range!r}: standardise "
             "columns of different scales"
         ) from error
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ConfigError(f"range: expected two finite numbers, got {(low, high)}: take those of seen pixels")
     shared |= {"shift": low, "scale": (high - low) or 1.0}
     if levels is not None:
         check_positive(levels=levels)

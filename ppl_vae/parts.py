@@ -253,8 +253,8 @@ class Chain(Part):
                 "density, so the two have none together"
             )
         if point:
-            second = distributions.as_pyro(then(first.v))
-            return dist.Delta(torch.cat([first.v, second.v], -1), event_dim=1)
+            second = distributions.as_pyro(then(first.mean))
+            return dist.Delta(torch.cat([first.mean, second.mean], -1), event_dim=1)
         return distributions.Chain(first, then, *told)
 
 

@@ -117,6 +117,7 @@ class Fixed(Part):
         kwargs: its keyword arguments.
 
     Raises:
+        PartError: for what is no class, or an argument that is no numbers.
         ShapeError: if the distribution is over vectors of another length.
 
     Reference:
@@ -133,10 +134,14 @@ class Fixed(Part):
         if not callable(distribution):
             raise PartError(f"Fixed: expected a class of distributions, got {distribution!r}")
         self.distribution, self.features = distribution, features
-        for i, value in enumerate(args):
-            self.constant(f"arg{i}", value)
-        for name, value in kwargs.items():
-            self.constant(name, value)
+        for name, value in ({f"arg{i}": value for i, value in enumerate(args)} | kwargs).items():
+            try:
+                self.constant(name, value)
+            except (TypeError, ValueError) as error:
+                raise PartError(
+                    f"Fixed: expected a number or numbers for {name}, got {type(value).__name__}: a distribution of "
+                    "others is a function that returns it, or a Part of your own"
+                ) from error
         self._positional, self._keywords = len(args), tuple(kwargs)
         self()
 

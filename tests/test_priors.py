@@ -507,6 +507,13 @@ def test_a_fixed_prior_of_another_length_says_so():
         assert priors.Fixed(dist.Normal, loc, 1.0, features=2)(None).event_shape == (2,)
 
 
+def test_a_fixed_prior_is_made_of_numbers():
+    parts = dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0)
+    for args, kwargs, name in ((parts, {}, "arg0"), ((), {"loc": "zero"}, "loc"), (([[1.0], []],), {}, "arg0")):
+        with pytest.raises(PartError, match=rf"expected a number or numbers for {name}, got .*is a function"):
+            priors.Fixed(dist.MixtureSameFamily, *args, features=1, **kwargs)
+
+
 # Chains by name
 
 

@@ -32,7 +32,7 @@ from .checks import (
 from .masking import filled, given, observed
 from .programs import NO_PRIOR, Programs
 
-__all__ = ["VAE", "Proposal"]
+__all__ = ["VAE", "Proposal", "density_numbers"]
 
 # Where importance samples of z come from.
 Proposal = Literal["encoder", "prior"] | Callable[[Tensor], Any]

@@ -18,7 +18,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from .data import as_tensor, check_finite
-from .errors import ConfigError, LabelError, ShapeError, check_positive, check_shape
+from .errors import ConfigError, LabelError, ShapeError, check_positive, check_shape, check_units
 from .networks import Body, Network
 from .parts import Part
 
@@ -231,11 +231,10 @@ class Image(_Condition):
     ) -> None:
         check_positive(features=features)
         super().__init__(check_shape("y_shape", y_shape), features)
-        if not scale > 0:
-            raise ConfigError(f"expected scale > 0, got {scale}")
+        shift, scale = check_units(shift, scale)
         self.network = Network(self.y_shape, (features,), 0, hidden, network)
-        self.constant("shift", float(shift))
-        self.constant("scale", float(scale))
+        self.constant("shift", shift)
+        self.constant("scale", scale)
 
     def forward(self, y: Tensor) -> Tensor:
         """Return floats (*, features) for y (*, *y_shape)."""

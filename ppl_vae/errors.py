@@ -7,6 +7,7 @@ catches the built-in keeps working, and ``except PplVaeError`` catches only what
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "check_positive",
     "check_range",
     "check_shape",
+    "check_units",
     "known",
 ]
 
@@ -124,6 +126,27 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
         raise ConfigError(f"{name}: expected at least one dimension, got (): pass (1,) for one number, x[:, None]")
     check_positive(**{f"{name}[{i}]": size for i, size in enumerate(sizes)})
     return tuple(int(size) for size in sizes)
+
+
+def check_units(shift: Any, scale: Any) -> tuple[float, float]:
+    """Return what standardises a number, as (x − shift) / scale.
+
+    Raises:
+        ConfigError: unless these are two finite numbers, of which the scale is positive.
+
+    Example:
+        >>> check_units(0.0, float("nan"))
+        Traceback (most recent call last):
+        ppl_vae.errors.ConfigError: scale: expected a finite number for all pixels, got nan: standardise before
+    """
+    for name, value in {"shift": shift, "scale": scale}.items():
+        # One in a tensor is as good as Python's.
+        number = value.item() if getattr(value, "ndim", None) == 0 else value
+        if not isinstance(number, numbers.Real) or not math.isfinite(number):
+            raise ConfigError(f"{name}: expected a finite number for all pixels, got {value!r}: standardise before")
+    if not scale > 0:
+        raise ConfigError(f"expected scale > 0, got {scale}")
+    return float(shift), float(scale)
 
 
 def check_range(name: str, ends: Any) -> tuple[float, float]:

@@ -47,9 +47,10 @@ class Part(nn.Module):
         """Make the object and keep the arguments for ``arguments``."""
         self = super().__new__(cls)
         # Partial, because copying and unpickling make the object without arguments and fill in its state afterwards.
-        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs).arguments
-        given = dict(list(bound.items())[1:])
-        self.__dict__["arguments"] = kept(given | given.pop("kwargs", {}))
+        signature = inspect.signature(cls.__init__)
+        given = dict(list(signature.bind_partial(self, *args, **kwargs).arguments.items())[1:])
+        others = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+        self.__dict__["arguments"] = kept(given | given.pop(others, {}))
         self.__dict__["_constants"] = {}
         return self
 
@@ -252,8 +253,8 @@ class Chain(Part):
                 "density, so the two have none together"
             )
         if point:
-            second = distributions.as_pyro(then(first.v))
-            return dist.Delta(torch.cat([first.v, second.v], -1), event_dim=1)
+            second = distributions.as_pyro(then(first.mean))
+            return dist.Delta(torch.cat([first.mean, second.mean], -1), event_dim=1)
         return distributions.Chain(first, then, *told)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .data import drawn
 from .distributions import NormalMixture, SphericalUniform, as_pyro, diagonal, is_point
+from .encoders.base import standardising
 from .errors import ConfigError, LabelError, PartError, ShapeError, check_positive, check_range
 from .networks import Body, Network
 from .parts import Chain, Part, Unconditional, check_context
@@ -116,6 +117,7 @@ class Fixed(Part):
         kwargs: its keyword arguments.
 
     Raises:
+        PartError: for what is no class, or an argument that is no numbers.
         ShapeError: if the distribution is over vectors of another length.
 
     Reference:
@@ -132,10 +134,14 @@ class Fixed(Part):
         if not callable(distribution):
             raise PartError(f"Fixed: expected a class of distributions, got {distribution!r}")
         self.distribution, self.features = distribution, features
-        for i, value in enumerate(args):
-            self.constant(f"arg{i}", value)
-        for name, value in kwargs.items():
-            self.constant(name, value)
+        for name, value in ({f"arg{i}": value for i, value in enumerate(args)} | kwargs).items():
+            try:
+                self.constant(name, value)
+            except (TypeError, ValueError) as error:
+                raise PartError(
+                    f"Fixed: expected a number or numbers for {name}, got {type(value).__name__}: a distribution of "
+                    "others is a function that returns it, or a Part of your own"
+                ) from error
         self._positional, self._keywords = len(args), tuple(kwargs)
         self()
 
@@ -286,7 +292,9 @@ class Vamp(Part):
                     f"Vamp: expected an encoder with an x_shape, got {type(encoder).__name__}: give pseudo_inputs "
                     "(K, *x_shape) instead"
                 )
-            shift, scale = (torch.as_tensor(getattr(encoder, n, d)).cpu() for n, d in (("shift", 0.0), ("scale", 1.0)))
+            inside = standardising(encoder)
+            told = inside[0] if inside else encoder
+            shift, scale = (torch.as_tensor(getattr(told, n, d)).cpu() for n, d in (("shift", 0.0), ("scale", 1.0)))
             given = shift + scale * torch.rand(components, *shape)
         self.encoder, self.components, self.classes = encoder, components, classes
         self.pseudo_inputs = nn.Parameter(given.clone())

@@ -575,6 +575,13 @@ MUTANTS = [
         "test_missing.py::test_a_network_is_told_by_zeros_and_ones_whatever_the_range_of_a_pixel",
     ),
     Mutant(
+        "a mixture of levels that starts narrower than the data",
+        "likelihoods/levels.py",
+        "(math.sqrt(3) * deviation).log()",
+        "deviation.log()",
+        "test_likelihoods.py::test_a_mixture_starts_as_wide_as_the_data",
+    ),
+    Mutant(
         "moments that are restored by place and not by name",
         "state.py",
         "{places[name]: values for name, values in state.items() if name in places}",

@@ -241,11 +241,17 @@ def test_a_point_beside_a_density_is_refused_and_two_points_are_one():
     parts = pv.encoders.Delta(1, (4,), 3), pv.encoders.Gaussian(1, (4,), 4)
     with pytest.raises(PartError, match="one of each"):
         loss(cvae(pv.priors.Gaussian(2, 3), pv.Chain(*parts)), X, Y)
-    both = pv.Chain(pv.encoders.Delta(1, (4,), 3), pv.encoders.Delta(1, (4,), 4))
-    ae = pv.VAE(None, pv.likelihoods.Bernoulli((4,), 2, 3), both, pv.OneHot(3))
-    assert loss(ae, torch.ones(6, 4), Y) > 0
-    with pytest.raises(NoDensityError):
-        ae.log_prob(torch.ones(6, 4), Y)
+
+    class Features(pv.encoders.Delta):
+        def from_raw(self, raw):
+            return dist.Delta(raw).to_event(1)
+
+    for kind in (pv.encoders.Delta, Features):
+        both = pv.Chain(kind(1, (4,), 3), kind(1, (4,), 4))
+        ae = pv.VAE(None, pv.likelihoods.Bernoulli((4,), 2, 3), both, pv.OneHot(3))
+        assert loss(ae, torch.ones(6, 4), Y) > 0
+        with pytest.raises(NoDensityError):
+            ae.log_prob(torch.ones(6, 4), Y)
 
 
 def test_a_chain_hands_the_mask_on():

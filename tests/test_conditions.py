@@ -339,6 +339,8 @@ def test_what_is_not_finite_is_refused(name, bad):
         (lambda: Image((1, 0), 3), r"y_shape\[1\]"),
         (lambda: Image((4,), 0), "features"),
         (lambda: Image((4,), 2, scale=0.0), "scale > 0"),
+        (lambda: Image((4,), 2, scale=math.inf), "scale: expected a finite number"),
+        (lambda: Image((4,), 2, shift=math.nan), "shift: expected a finite number"),
     ],
 )
 def test_impossible_conditions_are_config_errors(make, match):

@@ -116,7 +116,7 @@ def test_likelihoods_are_made_of_these(name, options, made):
 
 
 def test_an_image_of_255_levels_in_single_precision():
-    """784 pixels: torch's own density is off by 0.04 nats, always in the same direction."""
+    """784 pixels: Pyro's own density is off by 0.04 nats, always in the same direction."""
     torch.manual_seed(0)
     logits = torch.randn(64, 784)
     x = dist.Binomial(255, logits=logits).sample()

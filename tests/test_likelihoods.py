@@ -646,6 +646,23 @@ def test_start_from_finds_the_spread_that_data_have(name, spread):
     )
 
 
+@pytest.mark.parametrize("components", [1, 2, 5])
+def test_a_mixture_starts_as_wide_as_the_data(components):
+    """K components of s = √3 σ / πK side by side: a variance of σ²/K² in each, and of σ² (1 − 1/K²) between them."""
+    torch.manual_seed(5)
+    x = (100 + torch.tensor([6.0, 9.0, 12.0]) * torch.randn(4_000, 3)).round()
+    part = likelihoods.DiscretizedLogisticMixture((3,), LATENT, hidden=(4,), components=components, levels=256)
+    part.start_from(x)
+    p, sigma = without_weights(part), x.std(0, correction=0)
+    pixel = p.base_dist.component_distribution
+    between = sigma**2 * (1 - 1 / components**2)
+    torch.testing.assert_close(pixel.loc.var(-1, correction=0), between, rtol=1e-3, atol=1e-3)
+    scale = (math.sqrt(3) / math.pi / components * sigma).unsqueeze(-1).expand_as(pixel.scale)
+    torch.testing.assert_close(pixel.scale, scale, rtol=1e-3, atol=0)
+    # And a twelfth of a level, of rounding.
+    torch.testing.assert_close(p.variance, sigma**2 + 1 / 12, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_start_from_survives_pixels_that_never_vary(name):
     x = torch.full((4, *IMAGE), {"Beta": 0.3}.get(name, 0.0))

@@ -276,6 +276,16 @@ def test_encoders_of_two_standardisations_are_told_nothing_in_common():
         pv.encoders.Masked(pv.Chain(first, second))
 
 
+@pytest.mark.parametrize("network", [pv.networks.Conv, pv.networks.ResNet])
+def test_a_mask_is_no_more_of_the_image(network):
+    """Below an image without channels it would be, for a convolution; numbers in a row have no neighbours."""
+    encoder = {"name": "Masked", "part": "Gaussian"}
+    with pytest.raises(ShapeError, match=r"got \(8, 4\).*give x a channel, x_shape \(1, 4, 4\)"):
+        pv.vae((4, 4), 2, network=network, encoder=encoder)
+    assert pv.vae((1, 4, 4), 2, network=network, encoder=encoder).encoder.x_shape == (1, 4, 4)
+    assert pv.vae((4, 4), 2, encoder=encoder).encoder.x_shape == (4, 4)
+
+
 def test_what_is_not_seen_is_not_looked_at_by_an_encoder_that_is_told():
     vae, x = masked()
     y, mask = torch.tensor([1, 2]), torch.tensor([True, True, False, True]).reshape(1, 1, 2, 2).expand_as(x)

@@ -771,6 +771,22 @@ def test_embed_takes_draws_where_there_is_no_mean():
     assert torch.equal(model.embed(x, draws=7), (torch.manual_seed(0), model.encode(x).sample((7,)).mean(0))[1])
 
 
+def test_means_of_levels_are_those_of_draws():
+    """Torch's Categorical says NaN for its mean, and draws integers."""
+    table = torch.rand(*IMAGE, 3, dtype=torch.float64)
+    likelihood = lambda z, c: dist.Categorical(table.expand(*z.shape[:-1], *table.shape)).to_event(3)  # noqa: E731
+    model, x = VAE(priors.Standard(LATENT), likelihood, encoders.Gaussian(LATENT, IMAGE)).double(), binary()
+    torch.manual_seed(0)
+    expected = model.decode(model.embed(x)).sample((100,)).double().mean(0)
+    for ask in (lambda: model.reconstruct(x), lambda: model.interpolate(x, x, steps=1)[0]):
+        torch.manual_seed(0)
+        assert torch.equal(ask(), expected)
+    assert model.sample(N, mean=True).isfinite().all()
+    # Draws have a mean where a Cauchy has none.
+    model.likelihood = lambda z, c: dist.Cauchy(z, 1.0).to_event(1)
+    assert model.sample(N, mean=True).isnan().all()
+
+
 def test_interpolate_runs_straight_from_end_to_end():
     model, x = vae(), binary()
     steps = model.interpolate(x[:2], x[2:4], steps=5)

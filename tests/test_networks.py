@@ -456,11 +456,15 @@ def test_apart_is_what_the_concatenation_gives_and_so_is_its_gradient(name, batc
         torch.testing.assert_close(apart, together, rtol=1e-10, atol=1e-12)
 
 
-def test_layers_between_are_given_rows_in_either_way():
+@pytest.mark.parametrize(("place", "width"), [(0, 7), (1, 8)])
+def test_layers_between_and_before_are_given_rows_in_either_way(place, width):
     network = Network((5,), (3,), 2, (8,))
-    network.body.insert(1, nn.BatchNorm1d(8))
-    z, c = torch.randn(7, 4, 5), torch.randn(4, 2)
-    torch.testing.assert_close(network(z, c), network(z, c.expand(7, -1, -1)))
+    network.body.insert(place, nn.BatchNorm1d(width))
+    # As many rows as features, which could be taken for them.
+    z, c = torch.randn(4, width, 5), torch.randn(width, 2)
+    for training in (True, False):
+        network.train(training)
+        torch.testing.assert_close(network(z, c), network(z, c.expand(4, -1, -1)))
 
 
 def test_equal_batch_shapes_take_the_bodys_own_way_bit_for_bit(monkeypatch):

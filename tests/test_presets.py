@@ -91,6 +91,13 @@ def test_one_hidden_layer_needs_no_list_and_comes_back():
             assert part.network.body[0].out_features == 7
 
 
+def test_every_part_has_the_widths_that_an_iterator_gives():
+    vae = pv.vae(IMAGE, 3, hidden=map(int, "75"))
+    for made in (vae, presets.build(presets.to_dict(vae))):
+        for part in (made.likelihood, made.encoder):
+            assert [part.network.body[place].out_features for place in (0, 2)] == [7, 5]
+
+
 def test_a_parts_own_option_wins_over_the_shared_one():
     vae = pv.vae(IMAGE, 3, hidden=(7,), encoder={"name": "Gaussian", "hidden": [5]})
     assert vae.encoder.network.body[0].out_features == 5
@@ -151,6 +158,9 @@ SYSTEMS = {
     "Fixed": lambda: pv.vae(IMAGE, 3, prior=priors.Fixed(dist.Laplace, 0.0, 1.0, features=3)),
     "Fixed tensors": lambda: pv.vae(IMAGE, 3, prior=priors.Fixed(dist.Normal, torch.zeros(3), scale=2, features=3)),
     "Fixed by name": lambda: pv.vae(IMAGE, 3, prior={"name": "Fixed", "distribution": "StudentT", "df": 4}),
+    "Fixed arrays by name": lambda: pv.vae(
+        IMAGE, 3, prior={"name": "Fixed", "distribution": "Normal", "loc": np.zeros(3), "scale": 1.0}
+    ),
     "flow": lambda: pv.cvae(IMAGE, 3, 4, prior={"name": "NSF", "transforms": 1, "bins": 4, "hidden_features": [8]}),
     "Unconditional": lambda: pv.cvae(IMAGE, 3, 4, prior=Unconditional(priors.Gaussian(3))),
     "sigma": lambda: pv.vae(IMAGE, 3, likelihood={"name": "Gaussian", "sigma": 0.5}),
@@ -227,6 +237,75 @@ def test_network_partial_is_written_with_its_options():
 def test_what_has_no_name_says_how_to_load_it(prior):
     with pytest.raises(PartError, match=r"load\(path, into=vae\)"):
         presets.to_dict(pv.vae(IMAGE, 3, prior=prior))
+
+
+class Options(priors.Standard):
+    def __init__(self, features, **options):
+        super().__init__(features)
+
+
+class Anything(priors.Gaussian):
+    def __init__(self, *args, name=None, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Keywords(priors.Standard):
+    def __init__(self, features, kwargs):
+        super().__init__(features)
+
+
+MADE = {
+    "options of any name": (lambda: Options(3, width=2), {"name": "mine", "features": 3, "width": 2}),
+    "any arguments": (lambda: Anything(3, hidden=[4]), {"name": "mine", "args": [3], "hidden": [4]}),
+    "a dict named kwargs": (lambda: Keywords(3, {"a": 1}), {"name": "mine", "features": 3, "kwargs": {"a": 1}}),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_part_of_ones_own_is_made_again_from_what_it_was_given(name, monkeypatch):
+    make, config = MADE[name]
+    vae = pv.vae(IMAGE, 3, prior=make())
+    monkeypatch.setitem(presets.PRIORS, "mine", type(vae.prior))
+    assert presets.to_dict(vae)["prior"] == config
+    assert round_trip(vae).prior.arguments == vae.prior.arguments
+
+
+class Widths(priors.Standard):
+    def __init__(self, features, *widths):
+        super().__init__(features)
+
+
+class Behind(priors.Standard):
+    def __init__(self, features, *args):
+        super().__init__(features)
+
+
+class Placed(priors.Standard):
+    def __init__(self, features, /):
+        super().__init__(features)
+
+
+class Called(priors.Standard):
+    def __init__(self, features, name):
+        super().__init__(features)
+
+
+LOST = [
+    (lambda: Widths(3, 4, 5), "widths"),
+    (lambda: Behind(3, 4), "args"),
+    (lambda: Options(3, args=[4]), "args"),
+    (lambda: Placed(3), "features"),
+    (lambda: Called(3, "a"), "name"),
+    (lambda: Anything(3, name="a"), "name"),
+]
+
+
+@pytest.mark.parametrize(("make", "lost"), LOST)
+def test_what_cannot_be_made_again_is_not_written(make, lost, monkeypatch):
+    vae = pv.vae(IMAGE, 3, prior=make())
+    monkeypatch.setitem(presets.PRIORS, "mine", type(vae.prior))
+    with pytest.raises(PartError, match=rf"with {lost}: .*load\(path, into=vae\)"):
+        presets.to_dict(vae)
 
 
 def test_a_subclass_is_not_written_as_its_parent():
@@ -330,6 +409,13 @@ def test_a_broken_wrapper_is_a_typed_error(spec):
         {"likelihood": {"name": "Gaussian", "sigma": 0.0}},
         {"likelihood": {"name": "Binomial", "total_count": 0}},
         {"encoder": {"name": "Gaussian", "scale": 0.0}},
+        {"encoder": {"name": "Gaussian", "scale": math.inf}},
+        {"encoder": {"name": "Delta", "shift": math.nan}},
+        {"likelihood": {"name": "Gaussian", "shift": -math.inf}},
+        {"likelihood": {"name": "Laplace", "scale": math.nan}},
+        {"likelihood": {"name": "StudentT", "scale": "1"}},
+        {"range": (0.0, math.inf)},
+        {"range": (math.nan, 1.0)},
         {"x_shape": (0,)},
     ],
     ids=str,

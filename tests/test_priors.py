@@ -196,10 +196,15 @@ def test_the_number_of_pseudo_inputs():
     assert prior.components == 3
     # The caller's tensor is not trained.
     assert prior.pseudo_inputs.data_ptr() != given.data_ptr()
-    # In the range of the data, which the encoder knows.
-    u = priors.Vamp(encoder(shift=-3.0, scale=10.0), 100).pseudo_inputs
-    assert -3 <= u.min() < -2.5
-    assert 6.5 < u.max() <= 7
+    # In the range of the data, which the encoder knows, and what is around it.
+    units = {"shift": -3.0, "scale": 10.0}
+    told = encoders.Gaussian(2, (2, 4, 3), **units)
+    chain = Chain(encoders.Gaussian(1, IMAGE, **units), encoders.Gaussian(1, IMAGE, 1, **units))
+    for one in (encoder(**units), Unconditional(encoder(**units)), encoders.Masked(told), chain):
+        u = priors.Vamp(one, 100).pseudo_inputs
+        assert u.shape == (100, *IMAGE)
+        assert -3 <= u.min() < -2.5
+        assert 6.5 < u.max() <= 7
 
 
 def test_an_encoder_of_ones_own_will_do_if_it_comes_with_pseudo_inputs():
@@ -500,6 +505,13 @@ def test_a_fixed_prior_of_another_length_says_so():
             priors.Fixed(dist.Normal, loc, 1.0, features=2)
     for loc in (0.0, torch.zeros(1), torch.zeros(2)):
         assert priors.Fixed(dist.Normal, loc, 1.0, features=2)(None).event_shape == (2,)
+
+
+def test_a_fixed_prior_is_made_of_numbers():
+    parts = dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0)
+    for args, kwargs, name in ((parts, {}, "arg0"), ((), {"loc": "zero"}, "loc"), (([[1.0], []],), {}, "arg0")):
+        with pytest.raises(PartError, match=rf"expected a number or numbers for {name}, got .*is a function"):
+            priors.Fixed(dist.MixtureSameFamily, *args, features=1, **kwargs)
 
 
 # Chains by name

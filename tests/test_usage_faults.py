@@ -178,6 +178,11 @@ COLUMN = {
     "analytic_elbo": lambda vae, y: pv.objectives.analytic_elbo(vae, X, y),
     "fit": lambda vae, y: quiet(vae, (X, y)),
     "audit": lambda vae, y: pv.audit(vae, X, y, particles=2),
+    "embed": lambda vae, y: vae.embed(X, y),
+    "reconstruct": lambda vae, y: vae.reconstruct(X, y),
+    "translate": lambda vae, y: vae.translate(X, y, to=1),
+    "interpolate": lambda vae, y: vae.interpolate(X, X, y, to=1),
+    "interpolate to": lambda vae, y: vae.interpolate(X, X, 1, to=y),
 }
 
 
@@ -190,6 +195,25 @@ def test_a_column_of_labels_is_no_label_a_row(asked, embedded):
     COLUMN[asked](vae, Y)
     with pytest.raises((ShapeError, LabelError), match=r"pass y.squeeze\(-1\)"):
         COLUMN[asked](vae, Y[:, None])
+
+
+OTHER_ROWS = {
+    "encode": lambda vae, y: vae.encode(X, y),
+    "decode": lambda vae, y: vae.decode(torch.zeros(4, 12, 2), y),
+    "embed": lambda vae, y: vae.embed(X, y),
+    "reconstruct": lambda vae, y: vae.reconstruct(X, y),
+    "translate": lambda vae, y: vae.translate(X, y, to=1),
+    "translate to": lambda vae, y: vae.translate(X, Y, to=y),
+    "carry to": lambda vae, y: vae.translate(X, Y, to=y, carry=True),
+    "interpolate": lambda vae, y: vae.interpolate(X, X, y, to=1),
+    "interpolate to": lambda vae, y: vae.interpolate(X, X, 1, to=y),
+}
+
+
+@pytest.mark.parametrize("asked", OTHER_ROWS)
+def test_labels_of_other_rows_are_a_label_error(asked):
+    with pytest.raises(LabelError, match=r"expected one y a row of [xz], got 5 for (4 × )?12 rows"):
+        OTHER_ROWS[asked](cvae(), Y[:5])
 
 
 def test_numbers_of_numpys_are_numbers(tmp_path):

@@ -5,17 +5,16 @@ r"""What all encoders share: a network of a standardised x, joined with its cont
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import ConfigError, check_shape
+from ..errors import check_shape, check_units
 from ..networks import Body, Network
 from ..parts import Part, check_context
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "standardising"]
 
 
 class Encoder(Part):
@@ -28,7 +27,7 @@ class Encoder(Part):
         x_shape, context, hidden, network, shift, scale: as the encoders take them.
 
     Raises:
-        ConfigError: for a shift or scale that is no number, or a scale that is not positive.
+        ConfigError: for a shift or scale that is no finite number, or a scale that is not positive.
     """
 
     shift: Tensor
@@ -45,15 +44,11 @@ class Encoder(Part):
         scale: float,
     ) -> None:
         super().__init__()
-        for name, value in {"shift": shift, "scale": scale}.items():
-            if not isinstance(value, numbers.Real):
-                raise ConfigError(f"{name}: expected a number for all pixels, got {value!r}: standardise x before")
-        if not scale > 0:
-            raise ConfigError(f"expected scale > 0, got {scale}")
+        shift, scale = check_units(shift, scale)
         self.x_shape, self.context = check_shape("x_shape", x_shape), context
         self.network = Network(self.x_shape, (width,), context, hidden, network)
-        self.constant("shift", float(shift))
-        self.constant("scale", float(scale))
+        self.constant("shift", shift)
+        self.constant("scale", scale)
 
     def raw(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Return the raw numbers (*, width)."""
@@ -85,3 +80,8 @@ class Encoder(Part):
         if type(self).forward is not Encoder.forward or self._forward_hooks or self._forward_pre_hooks:
             return self(x, c[rows])
         return self.from_raw(self.raw(x, c)[rows])
+
+
+def standardising(part: Any) -> list[Encoder]:
+    """Return the encoders a part is, or is around, which standardise x."""
+    return [module for module in part.modules() if isinstance(module, Encoder)] if isinstance(part, nn.Module) else []

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PartError, ShapeError
+from ..networks.convolutional import Convolutional
 from ..parts import Part
-from .base import Encoder
+from .base import standardising
 
 __all__ = ["Masked"]
 
@@ -29,7 +30,7 @@ class Masked(Part):
     Raises:
         PartError: for what cannot be called, or does not say its ``x_shape``; or a chain whose encoders standardise x
             in two ways.
-        ShapeError: if its channels are not an even number; or, when called, for another x.
+        ShapeError: if its channels are not an even number, or a convolution has none; or, when called, for another x.
 
     Reference:
         MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019), which feeds
@@ -51,7 +52,13 @@ class Masked(Part):
         if inner[0] % 2:
             raise ShapeError(f"Masked: expected an encoder of x and its mask, x_shape (2 C, ...), got {tuple(inner)}")
         self.part, self.x_shape = part, (inner[0] // 2, *inner[1:])
-        if len(units := {(float(e.shift), float(e.scale)) for e in self._standardising()}) > 1:
+        if len(inner) == 2 and any(isinstance(e.network.body, Convolutional) for e in standardising(part)):
+            size = ", ".join(map(str, self.x_shape))
+            raise ShapeError(
+                f"Masked: expected a convolution to have the mask in a channel, x_shape (2, {size}), got "
+                f"{tuple(inner)} with the mask below the image: give x a channel, x_shape (1, {size})"
+            )
+        if len(units := {(float(e.shift), float(e.scale)) for e in standardising(part)}) > 1:
             raise PartError(f"Masked: expected encoders of one (shift, scale) of x, got {sorted(units)}")
 
     @property
@@ -68,11 +75,7 @@ class Masked(Part):
         """Return q(z | x, y) for x (*, *x_shape), all of it seen; or for x and its mask in one, (*, 2 C, ...)."""
         dim = -len(self.x_shape)
         x, mask = (x, torch.ones_like(x)) if x.shape[dim:] == self.x_shape else x.tensor_split(2, dim)
-        if encoders := self._standardising():
+        # For whose network (m − shift) / scale is to be a mask.
+        if encoders := standardising(self.part):
             mask = mask * encoders[0].scale + encoders[0].shift
         return self.part(torch.cat([x, mask], dim), c)
-
-    def _standardising(self) -> list[Encoder]:
-        """The encoders inside, for whose network (m − shift) / scale is to be a mask."""
-        parts = self.part.modules() if isinstance(self.part, nn.Module) else ()
-        return [part for part in parts if isinstance(part, Encoder)]

@@ -62,7 +62,7 @@ class Binomial(Likelihood):
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Any:
         """Return p(x | z, y), event shape x_shape, for z (*, features) and c (*, context)."""
-        # Of few, torch's own is as right, and faster.
+        # Of few, Pyro's own is as right, and faster.
         family = dist.Binomial if self.total_count <= 32 else BinomialPixel
         return family(self.total_count, logits=self.raw(z, c)).to_event(len(self.x_shape))
 

@@ -192,7 +192,7 @@ class Categorical(Likelihood):
         levels: int = 256,
     ) -> None:
         super().__init__(x_shape, features, context)
-        _middle(levels)
+        _check_several(levels)
         self.levels = levels
         self.network = self.body(hidden, network, levels)
 
@@ -211,10 +211,14 @@ class Categorical(Likelihood):
 
 def _middle(levels: int) -> float:
     """The middle of the levels, which is half of their width too."""
+    _check_several(levels)
+    return (levels - 1) / 2
+
+
+def _check_several(levels: int) -> None:
     check_positive(levels=levels)
     if levels < 2:
         raise ConfigError("expected levels ≥ 2: with one, every pixel is 0")
-    return (levels - 1) / 2
 
 
 def _check_levels(likelihood: Any, x: Tensor) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import StudentT as StudentTPixel
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, check_units
 from ..networks import Body
 from .base import Spread, SpreadOf
 
@@ -43,11 +43,10 @@ class LocationScale(Spread):
         clamp: tuple[float, float] = (-7.0, 7.0),
     ) -> None:
         super().__init__(x_shape, features, context)
-        if not scale > 0:
-            raise ConfigError(f"expected scale > 0, got {scale}")
+        shift, scale = check_units(shift, scale)
         self.set_up(hidden, network, "sigma", sigma, clamp)
-        self.constant("shift", float(shift))
-        self.constant("scale", float(scale))
+        self.constant("shift", shift)
+        self.constant("scale", scale)
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Any:
         """Return p(x | z, y), event shape x_shape, for z (*, features) and c (*, context)."""

@@ -7,7 +7,7 @@ r"""The VAE: two Pyro programs, and what one asks of a generative model.
 
 .. math::
     \log p(x \mid y) = \underbrace{\mathbb{E}_{q}\bigl[\log p(x \mid z, y)\bigr]
-        - \beta\,\mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid y)\bigr)}_{\text{ELBO at } \beta = 1}
+        - \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid y)\bigr)}_{\text{ELBO}}
         + \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z \mid x, y)\bigr)
 
 An autoencoder, a VAE and a conditional VAE are this one class: the parts differ. No part is imported here, and that is

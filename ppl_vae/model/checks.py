@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..distributions import as_pyro, is_periodic, spheres
-from ..errors import ConfigError, DataError, NonFiniteError, PartError, PplVaeError, ShapeError
+from ..errors import ConfigError, DataError, LabelError, NonFiniteError, PartError, PplVaeError, ShapeError
 from ..parts import Unconditional
 from .masking import observed
 
@@ -29,6 +29,7 @@ __all__ = [
     "check_precision",
     "check_prior",
     "check_rows",
+    "check_same_rows",
     "check_spheres",
     "check_together",
     "given_by",
@@ -104,8 +105,11 @@ def called(kind: str, part: Any, a: Tensor, c: Tensor | None, event_dims: int | 
         event_dims: how many dimensions an event of a has, if that is known.
 
     Raises:
+        LabelError: if c is that of other rows.
         ShapeError: if it fails where there is more than one leading dimension, or c has others.
     """
+    if c is not None and event_dims is not None:
+        check_same_rows("x" if kind == "encoder" else "z", a.shape[: max(0, a.dim() - event_dims)], c.shape[:-1])
     try:
         returned = part(a, c)
     except (PplVaeError, torch.OutOfMemoryError):
@@ -121,6 +125,15 @@ def called(kind: str, part: Any, a: Tensor, c: Tensor | None, event_dims: int | 
             "dimensions for a layer that wants one; or build on networks.Network, which does both"
         ) from error
     return given_by(kind, returned)
+
+
+def check_same_rows(name: str, rows: torch.Size, labels: torch.Size) -> None:
+    """Raise unless the batch shape of y broadcasts with that of what is named."""
+    try:
+        torch.broadcast_shapes(rows, labels)
+    except RuntimeError as error:
+        got, expected = (" × ".join(map(str, batch)) for batch in (labels, rows))
+        raise LabelError(f"expected one y a row of {name}, got {got} for {expected} rows") from error
 
 
 def check_rows(x: Tensor) -> None:

@@ -55,6 +55,14 @@ class Checked(Assembly):
             raise PartError(f"condition: expected it to return floats (*, context), got {type(c).__name__}")
         return c.to(self._beta)
 
+    def _context_of(self, x: Tensor, y: Any) -> Tensor | None:
+        """C of a y for each row of x, or of one for all; a column of them would meet every row with every y."""
+        c, shape = self._context(y), getattr(self.likelihood, "x_shape", None)
+        rows = 1 if shape is None else max(1, x.dim() - len(shape))
+        if c is not None and c.dim() - 1 > rows:
+            raise not_one_batch(c.shape[:-1], squeezable=True)
+        return c
+
     def observe(self, y: Tensor) -> None:
         """Show the labels of training rows to a condition that keeps count of them."""
         if (observe := getattr(self.condition, "observe", None)) is not None:

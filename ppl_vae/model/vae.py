@@ -20,11 +20,19 @@ from ..distributions import as_pyro, is_point, onto_spheres, transport
 from ..errors import ConfigError, LabelError, NoDensityError, check_positive
 from ..networks import widest
 from ..parts import Chain
-from .checks import check_latent, check_not_nan, check_pair, check_precision, check_rows, check_spheres
+from .checks import (
+    check_latent,
+    check_not_nan,
+    check_pair,
+    check_precision,
+    check_rows,
+    check_same_rows,
+    check_spheres,
+)
 from .masking import filled, given, observed
 from .programs import NO_PRIOR, Programs
 
-__all__ = ["VAE", "Proposal"]
+__all__ = ["VAE", "Proposal", "density_numbers"]
 
 # Where importance samples of z come from.
 Proposal = Literal["encoder", "prior"] | Callable[[Tensor], Any]
@@ -106,7 +114,7 @@ class VAE(Programs):
         check_positive(n=n)
         z = self.prior_given(y).sample((n,))
         p = self.decode(z, y)
-        return _mean(p) if mean else p.sample()
+        return self._mean(p) if mean else p.sample()
 
     @torch.no_grad()
     def embed(self, x: Any, y: Any = None, mask: Any = None, *, draws: int = 100) -> Tensor:
@@ -115,13 +123,15 @@ class VAE(Programs):
         With a mask, True where a pixel is seen, x is what is seen of it.
         """
         x = self._tensor(x)
-        return _mean(self.encode(given(self.encoder, x, self._mask(x, mask)), y), draws)
+        return self._mean(self._encoded(given(self.encoder, x, self._mask(x, mask)), self._context_of(x, y)), draws)
 
     @torch.no_grad()
     def reconstruct(self, x: Any, y: Any = None) -> Tensor:
         """Return the mean of p(x | z, y), (*, *x_shape), at the mean of q(z | x, y); on a sphere, right above that."""
-        q = self.encode(x, y)
-        return _mean(self.decode(onto_spheres(_mean(q), q.support), y))
+        x = self._tensor(x)
+        c = self._context_of(x, y)
+        q = self._encoded(x, c)
+        return self._mean(self._decoded(onto_spheres(self._mean(q), q.support), c))
 
     @torch.no_grad()
     def translate(self, x: Any, y: Any = None, *, to: Any, carry: bool = False) -> Tensor:
@@ -137,17 +147,19 @@ class VAE(Programs):
             The mean of p(x | z, to), with the batch shapes of x and ``to`` broadcast.
 
         Raises:
+            LabelError: for a y, or a ``to``, of other rows than x.
             NoClosedFormError: if z is to be carried between priors without a map.
         """
-        q = self.encode(x, y)
-        z = onto_spheres(_mean(q), q.support)
-        if carry:
-            c, c_to = self._context(y), self._context(to)
-            if c is not None and c_to is not None:
-                batch = torch.broadcast_shapes(z.shape[:-1], c.shape[:-1], c_to.shape[:-1])
-                c, c_to, z = (t.expand(*batch, -1) for t in (c, c_to, z))
-                z = transport(z, self._prior(c), self._prior(c_to))
-        return _mean(self.decode(z, to))
+        x = self._tensor(x)
+        c, c_to = self._context_of(x, y), self._context(to)
+        q = self._encoded(x, c)
+        z = onto_spheres(self._mean(q), q.support)
+        if carry and c is not None and c_to is not None:
+            check_same_rows("z", z.shape[:-1], c_to.shape[:-1])
+            batch = torch.broadcast_shapes(z.shape[:-1], c.shape[:-1], c_to.shape[:-1])
+            z, *both = (t.expand(*batch, -1) for t in (z, c, c_to))
+            z = transport(z, *map(self._prior, both))
+        return self._mean(self._decoded(z, c_to))
 
     @torch.no_grad()
     def interpolate(self, x: Any, other: Any, y: Any = None, *, to: Any = None, steps: int = 8) -> Tensor:
@@ -162,15 +174,27 @@ class VAE(Programs):
             Means, (steps, N, *x_shape).
         """
         check_positive(steps=steps)
-        to = y if to is None else to
-        posteriors, contexts = (self.encode(x, y), self.encode(other, to)), (self._context(y), self._context(to))
-        ends = [onto_spheres(_mean(q), q.support) for q in posteriors]
+        x, other, to = self._tensor(x), self._tensor(other), y if to is None else to
+        contexts = self._context_of(x, y), self._context_of(other, to)
+        posteriors = self._encoded(x, contexts[0]), self._encoded(other, contexts[1])
+        ends = [onto_spheres(self._mean(q), q.support) for q in posteriors]
         t = torch.linspace(0, 1, steps).to(self._beta).reshape(-1, *[1] * ends[0].dim())
         z, c = onto_spheres(torch.lerp(ends[0], ends[1], t), posteriors[0].support), None
         if contexts[0] is not None and contexts[1] is not None:
             first, last = (c.expand(*ends[0].shape[:-1], -1) for c in contexts if c is not None)
             c = torch.lerp(first, last, t)
-        return _mean(self._decoded(z, c))
+        return self._mean(self._decoded(z, c))
+
+    def _mean(self, d: Any, draws: int = 100) -> Tensor:
+        """The mean of a distribution; that of so many draws where it has no closed form."""
+        try:
+            mean = d.mean
+            # Torch's Categorical says NaN. Of real numbers that is the truth, as of a Cauchy: draws would make one up.
+            if not (d.support.is_discrete and mean.isnan().all()):
+                return mean
+        except NotImplementedError:
+            pass
+        return d.sample((draws,)).to(self._beta).mean(0)
 
     @torch.no_grad()
     def impute(self, x: Any, y: Any = None, mask: Any = None, n: int = 1, *, candidates: int = 100) -> Tensor:
@@ -346,14 +370,6 @@ class VAE(Programs):
         for log_w in self.log_weights(x, y, samples, mask=mask):
             total = torch.logaddexp(total, log_w.double().logsumexp(0))
         return (total - math.log(samples)).to(self._beta.dtype)
-
-
-def _mean(d: Any, draws: int = 100) -> Tensor:
-    """The mean of a distribution; that of so many draws where it has no closed form."""
-    try:
-        return d.mean
-    except NotImplementedError:
-        return d.sample((draws,)).mean(0)
 
 
 def density_numbers(part: Any) -> int:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ..errors import PartError, check_positive, known
-from .joining import through
+from .joining import join, separable, through
 
 __all__ = ["ACTIVATIONS", "MLP", "Activation", "GatedMLP", "activate", "widths"]
 
@@ -99,9 +99,9 @@ class MLP(nn.Sequential):
     def apart(self, a: Tensor, c: Tensor) -> Tensor:
         """Return what the joined input gives, (*, out), for ``a`` (*, in) and ``c`` (*, context)."""
         first, *rest = self
-        h = through(first, a, c)
+        h, rest = (through(first, a, c), rest) if separable(first) else (join(a, c), [first, *rest])
         batch = h.shape[:-1]
-        # The layers between may be for rows (N, D) alone, as batch normalisation is.
+        # What is put between or before the layers may be for rows (N, D) alone, as batch normalisation is.
         h = h.reshape(-1, h.shape[-1])
         for layer in rest:
             h = layer(h)

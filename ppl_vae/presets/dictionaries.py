@@ -104,7 +104,7 @@ def in_order(specs: Mapping[str, Any]) -> list[str]:
 
 def _has_vamp(spec: Any) -> bool:
     inner = spec.values() if isinstance(spec, Mapping) else ()
-    return spec == "Vamp" or any(_has_vamp(value) for value in inner)
+    return (isinstance(spec, str) and spec == "Vamp") or any(_has_vamp(value) for value in inner)
 
 
 def make(kind: str, config: Mapping[str, Any], conditional: bool = False, encoder: Any = None) -> Any:
@@ -242,7 +242,21 @@ def _describe(kind: str, part: Any, encoder: Any) -> dict[str, Any]:
             f"{kind}: expected a part with a name ({', '.join(TABLES[kind])}), got {type(part).__name__}, which "
             f"cannot be written down; make it with presets.make({kind!r}, ...), or load with load(path, into=vae)"
         )
+    if lost := _nameless(type(part)) & set(part.arguments):
+        raise PartError(
+            f"{kind}: expected a part that can be made again from named arguments, got {type(part).__name__} with "
+            f"{', '.join(sorted(lost))}: take keywords in its place, or load with load(path, into=vae)"
+        )
     return {"name": name} | {key: _plain(f"{kind}.{key}", value) for key, value in part.arguments.items()}
+
+
+def _nameless(cls: type) -> set[str]:
+    """The arguments that :func:`make` cannot hand to a class again: it gives all by name, save ``*args`` in front."""
+    parameters = list(inspect.signature(cls).parameters.values())
+    places = {p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)}
+    in_front = cls is priors.Fixed or any(p.name == "args" and p.kind is p.VAR_POSITIONAL for p in parameters[:1])
+    # In a dictionary these two words have a meaning of their own.
+    return (places | {"name", "args"}) - ({"args"} if in_front else set())
 
 
 def _plain(what: str, value: Any) -> Any:

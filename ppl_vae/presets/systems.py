@@ -7,8 +7,9 @@ What the parts share, such as the number of latent features, is said once.
 
 from __future__ import annotations
 
+import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import conditions
@@ -97,6 +98,8 @@ def vae(
             f"range: expected the least and the largest value of all pixels, two numbers, got {range!r}: standardise "
             "columns of different scales"
         ) from error
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ConfigError(f"range: expected two finite numbers, got {(low, high)}: take those of seen pixels")
     shared |= {"shift": low, "scale": (high - low) or 1.0}
     if levels is not None:
         check_positive(levels=levels)
@@ -106,6 +109,8 @@ def vae(
     if isinstance(of_y, conditions.OneHot):
         shared["classes"] = of_y.classes
     parts: dict[str, Any] = {}
+    # Or the first of the parts would use it up.
+    hidden = tuple(hidden) if isinstance(hidden, Iterator) else hidden
     bodies = {k: v for k, v in {"hidden": hidden, "network": network}.items() if v is not None}
 
     def part(kind: str, spec: Spec | None, **more: Any) -> Any:

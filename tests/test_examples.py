@@ -296,7 +296,7 @@ def test_the_protocol_of_r1_and_r2(
     np.random.seed(777)  # noqa: NPY002 (as the paper does)
     for split, x in ((grey.valid, found["valid"].x), (grey.test, found["x"])):
         assert torch.equal(torch.from_numpy(np.random.binomial(1, split.x.numpy())).float(), x)  # noqa: NPY002
-    (enough,) = found["callbacks"]
+    enough, _ = found["callbacks"]
 
     def stops(best: int, now: int) -> bool:
         rows = [{"valid_neg_elbo": float(abs(epoch - best))} for epoch in range(1, now + 1)]
@@ -304,6 +304,22 @@ def test_the_protocol_of_r1_and_r2(
 
     # Fifty-one epochs after the best, or after the last one before β is 1.
     assert [stops(best, now) for best, now in ((200, 250), (200, 251), (10, 149), (10, 150))] == [False, True] * 2
+
+
+@pytest.mark.parametrize(
+    ("script", "epochs"), [("vampprior", 2000), ("r4", 500), ("static_best --candidate tanh-500", 100)]
+)
+def test_fewer_epochs_are_the_first_of_the_protocols(
+    script: str, epochs: int, root: Path, static: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``fit`` is told of all: it is at the last one's β that it chooses the best weights, now and in a later call."""
+    name, *options = script.split()
+    data = root if name == "vampprior" else static
+    found = protocol(name, " ".join([*options, "--epochs 3"]), data, tmp_path, monkeypatch)
+    assert found["epochs"] == epochs
+    rows = [{"epoch": n, "valid_neg_elbo": -float(n)} for n in range(1, 4)]
+    asked = [[callback(found["model"], pv.History(rows[:n])) for callback in found["callbacks"]] for n in (1, 2, 3)]
+    assert [True in answers for answers in asked] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -468,6 +484,16 @@ def test_a_row_goes_on_where_it_was(static: Path, tmp_path: Path) -> None:
     assert "effective samples" in run(*command, "2")
     assert (found()["seeds"][0]["epochs"], found()["complete"]) == (2, False)
     assert found()["mean"] != first["mean"]
+    # A shorter call reads it, and what it is of stays what its command says.
+    longer = found()
+    assert longer["command"].endswith("--rows 40 --epochs 2 --seeds 3")
+    run(*command, "1")
+    assert found() == longer
+    # One that has run to the end of the protocol needs no number of epochs, however it is typed.
+    result = tmp_path / "runs" / "r4-1-3" / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "asked": 500}))
+    run(*command[:-1], "--epochs=1")
+    assert found()["command"].endswith("--rows 40 --seeds 3")
     # Nobody takes these numbers for those of another protocol.
     command[command.index("--results") + 1] = str(tmp_path / "elsewhere")
     other = refused(*command, "2", "--rows", "50")

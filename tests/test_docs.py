@@ -9,6 +9,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae import presets
+from ppl_vae.capture import guard
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -57,6 +58,20 @@ def test_the_blocks_of_the_readme_run(monkeypatch, capsys):
     assert names["images"].shape == (8, 10, 1, 28, 28)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("Pareto", "lower bound", "dimensions are used", "calibration: ", "FID"))
+
+
+def test_the_tolerances_of_a_replay_are_those_that_are_told():
+    """Of the loss and of the gradient, recorded and compiled, on the page and in the equation."""
+    loss, gradient, of_compiled, of_its_gradient = (
+        f"{tolerance:.0e}".replace("e-0", "e-") for tolerance in (*guard._RECORDED, *guard._COMPILED)
+    )
+    page = " ".join((DOCS / "capture.md").read_text(encoding="utf-8").split())
+    recorded = f"the loss to {loss} of the log-densities that it is a sum of, the gradient to {gradient} of its norm"
+    assert recorded in page
+    assert f"and then as compiled, to {of_compiled} and {of_its_gradient}:" in page
+    told = " ".join(guard.__doc__.split())
+    assert rf":math:`\epsilon_\ell` is {loss} and :math:`\epsilon_g` is {gradient}, for a compiled one" in told
+    assert f"for a compiled one they are {of_compiled} and {of_its_gradient};" in told
 
 
 def test_the_blocks_of_the_capture_page_run():

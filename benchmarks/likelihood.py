@@ -137,8 +137,9 @@ def main() -> None:
             continue
         of = [r and row["per_second"] / r for r in (floor, peer)]
         lines.append([name, row["per_second"] / 1000, row["ms"], row["low"], row["high"], *of, row["setup"]])
-    head = ["contestant", "thousand/s", "ms a call", "low", "high", "÷ products", "÷ pythae", "setup s"]
+    head = ["contestant", "thousand/s", "ms a call", "low", "high", "÷ products", "÷ pythae", "first s"]
     common.show(f"log p(x) of {args.rows} images, {args.samples} samples each: decoder evaluations", head, lines)
+    print("\n'first s': until eight calls are over; less where inductor's cache on disk helps.")
     if "inductor" in " ".join(table):
         facts["bf16 error"] = error = precision_error(args.device)
         print(

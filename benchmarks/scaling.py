@@ -157,7 +157,7 @@ def main() -> None:
             at = f"from {name} {line['crossover']}" if line["crossover"] is not None else "not within this range"
             print(f"{label}: twice the work costs more than {CROSSOVER} times the time {at}")
         results[name] = {"base": BASE, "lines": found}
-    if results:
+    if results and args.save:
         common.RESULTS.mkdir(exist_ok=True)
         kind = "-cuda" if args.device.startswith("cuda") else ""
         path = common.RESULTS / f"scaling{kind}{'-quick' if args.quick else ''}.png"

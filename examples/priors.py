@@ -1,4 +1,4 @@
-"""Eight priors under a VAE and under a conditional VAE: a table of held-out −log p, and a picture.
+"""Eight priors under a VAE and under a conditional VAE: a table of held-out −log p, its numbers, and a picture.
 
 python examples/priors.py --root data                         MNIST, 20,000 steps, three seeds: five hours of one core
 python examples/priors.py --root data --data fashion-mnist    the same of another data set
@@ -109,7 +109,9 @@ table, good = (
     {column: torch.tensor([by[column][what] for by in found]).double() for column in columns}
     for what in ("values", "good")
 )
+trusted = {column: each.mean().item() for column, each in good.items()}
 
+numbers: dict[str, dict[str, Any]] = {condition: {} for condition in args.conditions}
 lines = ["| prior | " + " | ".join(f"{CONDITIONS[c]} | less {args.priors[0]}'s" for c in args.conditions) + " |"]
 lines += ["|---" + "|---:" * (2 * len(args.conditions)) + "|"]
 for name in args.priors:
@@ -119,6 +121,8 @@ for name in args.priors:
         over_seeds = f" ± {each.mean(1).std().item():.2f}" if args.seeds > 1 else ""
         # By image, because all models see the same ones.
         mean, error = mean_and_error(each - first)
+        less = {f"less {args.priors[0]}'s": mean, "its standard error": error}
+        numbers[condition][name] = {"by seed": each.mean(1).tolist(), **less, "trusted": trusted[name, condition]}
         cells += [
             f"{each.mean().item():.2f}{over_seeds}",
             "" if name == args.priors[0] else f"{mean:+.2f} ± {error:.2f}",
@@ -128,12 +132,14 @@ errors = [mean_and_error(table[args.priors[0], condition])[1] for condition in a
 print(f"\n{args.data}: {len(test)} test images, {args.samples} samples, {args.steps} steps, {args.seeds} seeds; nats.")
 print("A mean ± its spread over seeds; a difference by image ± its standard error over images and seeds. The standard")
 print(f"error of a mean is {max(errors):.2f}, most of which all have in common, the images being the same.")
-(worst, condition), trusted = min(((column, each.mean().item()) for column, each in good.items()), key=lambda i: i[1])
+worst, condition = fewest = min(trusted, key=trusted.__getitem__)
 print(
     f"k̂ says to trust {100 * torch.stack([*good.values()]).mean().item():.1f}% of the estimates, and fewest of ", end=""
 )
-print(f"{worst} ({CONDITIONS[condition][1:]}): {100 * trusted:.1f}%.\n".replace("\\", ""))
+print(f"{worst} ({CONDITIONS[condition][1:]}): {100 * trusted[fewest]:.1f}%.\n".replace("\\", ""))
 print("\n".join(lines))
+asked = {**settings, "test": len(test), "samples": args.samples, "seeds": args.seeds}
+(out / "priors.json").write_text(json.dumps({**asked, "unit": "nats", "neg_log_prob": numbers}, indent=1) + "\n")
 
 figure = Figure(figsize=(4 * len(args.conditions), 3.8), layout="constrained")
 for axes, condition in zip(figure.subplots(1, len(args.conditions), squeeze=False)[0], args.conditions, strict=True):

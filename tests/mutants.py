@@ -413,6 +413,13 @@ MUTANTS = [
         "test_log_likelihood.py::test_comparison_is_paired",
     ),
     Mutant(
+        "the band of a likelihood is of what rows differ by anyway",
+        "plots/likelihood.py",
+        "gain.std(1)",
+        "values.std(1)",
+        "test_plot_likelihood.py::test_the_band_is_twice_the_error_of_what_is_still_to_come",
+    ),
+    Mutant(
         "pixels of 0 are taken for certain where logarithms are put together",
         "capture/rewriting.py",
         "new(aten.relu.default, (logits,))",

@@ -5,6 +5,7 @@
 
 import json
 import math
+import re
 
 import pyro.distributions as dist
 import pytest
@@ -253,14 +254,29 @@ def test_options_are_checked(options, message):
 def test_the_picture_shows_the_worst_first_and_the_band_of_uniform_ranks():
     flat, high = list(range(100)) * 20, [99] * 1000 + list(range(100)) * 10
     some = [0] * 50 + list(range(100)) * 19 + list(range(50))
-    figure = plots.calibration(ranks(flat, high, some), worst=2, title="T")
+    figure = plots.calibration(ranks(flat, high, some), draws=99, worst=2, title="T")
     assert [ax.get_title() for ax in figure.axes] == ["latent dimension 2", "latent dimension 3"]
     heights = [bar.get_height() for bar in figure.axes[0].patches[1:]]
     assert heights == [50] * 19 + [1050]
     band = figure.axes[0].patches[0].get_bbox()
     assert (band.y0, band.y1) == stats.binom(2000, 1 / 20).interval(0.99)
-    assert len(plots.calibration(ranks(*[flat] * 9)).axes) == 6
+    assert len(plots.calibration(ranks(*[flat] * 9), draws=99).axes) == 6
     assert len(plots.calibration(ranks([0, 1, 2, 3] * 5), draws=3, bins=2).axes[0].patches) == 3
+
+
+def test_the_docstring_draws_what_was_found():
+    """Of other draws than most, too, whose ranks do not tell how many they are of."""
+    found = calibration(pv.vae((4,), 2), replicates=100, draws=19, bins=10)
+    drawn = re.search(r"``(plots\.calibration\(.*\))``", calibration.__doc__).group(1)
+    figure = eval(drawn, {"plots": plots, "found": found})
+    for axes in figure.axes:
+        assert axes.get_xlim() == (-0.5, 19.5)
+        band, *bars = axes.patches
+        assert len(bars) == 10
+        assert sum(bar.get_height() for bar in bars) == 100
+        assert (band.get_bbox().y0, band.get_bbox().y1) == stats.binom(100, 1 / 10).interval(0.99)
+    with pytest.raises(TypeError, match="draws"):
+        plots.calibration(found.ranks)
 
 
 @pytest.mark.parametrize(
@@ -276,4 +292,4 @@ def test_the_picture_shows_the_worst_first_and_the_band_of_uniform_ranks():
 )
 def test_ranks_that_are_none(given, options, error, message):
     with pytest.raises(error, match=message):
-        plots.calibration(given, **options)
+        plots.calibration(given, draws=99, **options)

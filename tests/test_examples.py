@@ -24,6 +24,7 @@ from torch import nn
 import ppl_vae as pv
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PAGE = EXAMPLES.parent / "docs" / "results.md"
 
 
 def start(name: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -140,6 +141,42 @@ def test_priors_has_a_row_a_prior_and_goes_on_where_it_was(root: Path, tmp_path:
     assert models == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.json")}
 
 
+def test_the_errors_of_the_table_of_priors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two seeds and three images, by hand: the spread over seeds, and an error by image that has the seeds in it.
+
+    Differences of +1, +2, +6 and of +3, +4, +8: by image 2, 3, 7, of variance 7; by seed 3, 5, of variance 2. The error
+    is √(7/3 + 2/2) = 1.83; √(7/3) = 1.53 without the seeds, and 83 if the images, which are far apart, were others.
+    """
+    data = pv.data.from_tensors(torch.rand(30, 1, 4, 4), torch.arange(30) % 10, binarize="dynamic")
+    monkeypatch.setattr(pv.data, "load", lambda *args, **options: data)
+    first = torch.tensor([[80.0, 180.0, 280.0], [82.0, 182.0, 282.0]])
+    values = {"Standard": first, "Vamp": first + torch.tensor([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]])}
+    for name, each in values.items():
+        for seed in (0, 1):
+            folder = tmp_path / f"{name}-y-{seed}"
+            folder.mkdir()
+            good = [name == "Vamp", False, False]
+            told = {"test": 3, "samples": 50, "values": each[seed].tolist(), "good": good}
+            (folder / "measured.json").write_text(json.dumps(told))
+    words = ["--out", str(tmp_path), "--conditions", "y", "--priors", *values]
+    words += ["--test", "3", "--seeds", "2", "--samples", "50"]
+    monkeypatch.setattr(sys, "argv", ["priors.py", *words])
+    runpy.run_path(str(EXAMPLES / "priors.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "| Standard | 181.00 ± 1.41 |  |\n| Vamp | 185.00 ± 2.83 | +4.00 ± 1.83 |" in out
+    assert "trust 16.7% of the estimates, and fewest of Standard (log p(x|y)): 0.0%" in out
+    # The numbers of the table, and of every seed, beside what they are of.
+    found = json.loads((tmp_path / "priors.json").read_text())
+    assert [found[what] for what in ("data", "steps", "test", "samples", "seeds")] == ["mnist", 20_000, 3, 50, 2]
+    vamp = found["neg_log_prob"]["y"]["Vamp"]
+    assert vamp["by seed"] == [183.0, 187.0]
+    assert vamp["less Standard's"] == 4.0
+    assert vamp["its standard error"] == pytest.approx((7 / 3 + 1) ** 0.5)
+    assert vamp["trusted"] == pytest.approx(1 / 3)
+
+
 def test_semisupervised_learns_from_few_labels(root: Path, tmp_path: Path) -> None:
     options = ["--root", str(root), "--out", str(tmp_path), "--rows", "600", "--epochs", "30", "--hidden", "50"]
     out = run("semisupervised_mnist.py", *options, "--first", "150", "--repeat", "5")
@@ -190,6 +227,31 @@ def test_the_command_of_a_benchmark_can_be_typed_again(monkeypatch: pytest.Monke
     monkeypatch.setitem(found["machine"].__globals__, "busy", lambda: 0.0)
     told = found["machine"](found["parser"](None, 1).parse_args(["--threads", "1"]))
     assert shlex.split(told["command"]) == ["python", *words]
+
+
+def test_a_benchmark_writes_where_it_is_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plot, too: without ``--save`` the results that are committed stay as they are."""
+    folder = EXAMPLES.parent / "benchmarks"
+    common = SimpleNamespace(**runpy.run_path(str(folder / "common.py")))
+    told = common.save.__globals__
+    for name, instead in (("HERE", tmp_path / "benchmarks"), ("RESULTS", tmp_path / "benchmarks" / "results")):
+        monkeypatch.setitem(told, name, instead)
+        setattr(common, name, instead)
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.setitem(told, "busy", lambda: 0.0)
+    common.start = lambda args: {"cpu": "c", "threads": 1}
+    common.interleave = lambda contestants, *rest: {name: {"ms": 1.0} for name in contestants}
+    monkeypatch.setitem(sys.modules, "common", common)
+    monkeypatch.setitem(sys.modules, "step_time", SimpleNamespace(NEVER=1, adam=None, own_store=None))
+
+    def written(*options: str) -> set[str]:
+        monkeypatch.setattr(sys, "argv", ["scaling.py", "--sweeps", "batch", *options])
+        runpy.run_path(str(folder / "scaling.py"), run_name="__main__")
+        return {path.name for path in common.RESULTS.glob("*")}
+
+    assert written() == set()
+    assert written("--quick") == set()
+    assert written("--save") == {"scaling.json", "scaling.png"}
 
 
 def test_cleaning_keeps_trained_models() -> None:
@@ -296,7 +358,7 @@ def test_the_protocol_of_r1_and_r2(
     np.random.seed(777)  # noqa: NPY002 (as the paper does)
     for split, x in ((grey.valid, found["valid"].x), (grey.test, found["x"])):
         assert torch.equal(torch.from_numpy(np.random.binomial(1, split.x.numpy())).float(), x)  # noqa: NPY002
-    (enough,) = found["callbacks"]
+    enough, _ = found["callbacks"]
 
     def stops(best: int, now: int) -> bool:
         rows = [{"valid_neg_elbo": float(abs(epoch - best))} for epoch in range(1, now + 1)]
@@ -304,6 +366,22 @@ def test_the_protocol_of_r1_and_r2(
 
     # Fifty-one epochs after the best, or after the last one before β is 1.
     assert [stops(best, now) for best, now in ((200, 250), (200, 251), (10, 149), (10, 150))] == [False, True] * 2
+
+
+@pytest.mark.parametrize(
+    ("script", "epochs"), [("vampprior", 2000), ("r4", 500), ("static_best --candidate tanh-500", 100)]
+)
+def test_fewer_epochs_are_the_first_of_the_protocols(
+    script: str, epochs: int, root: Path, static: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``fit`` is told of all: it is at the last one's β that it chooses the best weights, now and in a later call."""
+    name, *options = script.split()
+    data = root if name == "vampprior" else static
+    found = protocol(name, " ".join([*options, "--epochs 3"]), data, tmp_path, monkeypatch)
+    assert found["epochs"] == epochs
+    rows = [{"epoch": n, "valid_neg_elbo": -float(n)} for n in range(1, 4)]
+    asked = [[callback(found["model"], pv.History(rows[:n])) for callback in found["callbacks"]] for n in (1, 2, 3)]
+    assert [True in answers for answers in asked] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -468,6 +546,16 @@ def test_a_row_goes_on_where_it_was(static: Path, tmp_path: Path) -> None:
     assert "effective samples" in run(*command, "2")
     assert (found()["seeds"][0]["epochs"], found()["complete"]) == (2, False)
     assert found()["mean"] != first["mean"]
+    # A shorter call reads it, and what it is of stays what its command says.
+    longer = found()
+    assert longer["command"].endswith("--rows 40 --epochs 2 --seeds 3")
+    run(*command, "1")
+    assert found() == longer
+    # One that has run to the end of the protocol needs no number of epochs, however it is typed.
+    result = tmp_path / "runs" / "r4-1-3" / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "asked": 500}))
+    run(*command[:-1], "--epochs=1")
+    assert found()["command"].endswith("--rows 40 --seeds 3")
     # Nobody takes these numbers for those of another protocol.
     command[command.index("--results") + 1] = str(tmp_path / "elsewhere")
     other = refused(*command, "2", "--rows", "50")
@@ -553,3 +641,10 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     # A bound has no k̂.
     assert "| 71.80 | 99.00 | +27.20 |  | 1 |" in page
     assert "Versions: v." in page
+
+
+def test_the_page_of_results_is_made_of_them(tmp_path: Path) -> None:
+    """Of those that are committed, as it stands."""
+    run("reproduce/table.py", str(EXAMPLES / "reproduce" / "results"), str(tmp_path / "results.md"))
+    made, page = (path.read_text(encoding="utf-8") for path in (tmp_path / "results.md", PAGE))
+    assert made == page

@@ -1,6 +1,8 @@
 """``log_likelihood``: exact where the guide is, honest where it is not, and the same however it is computed."""
 
+import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +155,22 @@ def test_a_recorded_chunk_keeps_to_the_memory(memory):
     assert math.ceil(333 / estimator.chunk) * estimator.chunk >= 333
 
 
+def test_an_estimator_has_the_memory_of_its_device(monkeypatch):
+    """So that a benchmark of it, without a word on memory, is one of ``log_likelihood`` without one."""
+    vae, made, init = pv.vae((5, 4), 2, likelihood="Gaussian"), [], likelihood.Estimator.__init__
+
+    def spy(self, *args):
+        init(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(likelihood.Estimator, "__init__", spy)
+    log_likelihood(vae, torch.zeros(3, 5, 4), samples=5, **QUIET)
+    log_likelihood(vae, torch.zeros(3, 5, 4), samples=5, memory=100, **QUIET)
+    likelihood.Estimator(vae, 5)
+    likelihood.Estimator(SimpleNamespace(_beta=SimpleNamespace(is_cuda=True)), 5)
+    assert [estimator.memory for estimator in made] == [2**22, 100, 2**22, 2**28]
+
+
 @pytest.mark.parametrize("shown", [True, False])
 def test_a_bar_counts_the_rows(shown, capsys):
     vae = pv.vae((6,), 2, likelihood="Gaussian")
@@ -218,6 +236,9 @@ def test_a_weight_of_zero_is_a_weight():
     assert found.values[1] == -math.inf
     assert found.ess.tolist() == [pytest.approx(50), 0.0]
     assert found.good.tolist() == [True, False]
+    assert found.warning().startswith("k̂ not known for 1 of 2 rows: ")
+    heavy = dataclasses.replace(found, pareto_k=torch.tensor([math.inf, math.nan]))
+    assert heavy.warning().startswith("k̂ ≥ 0.41 for 1 and not known for 1 of 2 rows: ")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

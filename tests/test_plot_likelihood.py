@@ -26,6 +26,17 @@ def test_lines_and_bars():
     assert figure.get_suptitle() == "all"
 
 
+def test_the_band_is_twice_the_error_of_what_is_still_to_come():
+    """Of a row's own gain, so that what rows differ by anyway is not in it."""
+    (band,) = plots.likelihood([1, 10, 100], CURVE).axes[0].collections
+    vertices = torch.tensor(band.get_paths()[0].vertices)
+    for point, expected in [(1, 1 / 3**0.5), (10, 1 / 3), (100, 0.0)]:
+        at = vertices[vertices[:, 0] == point, 1]
+        assert (at.max() - at.min()) / 2 == pytest.approx(expected, abs=1e-6)
+        mean = -CURVE[[1, 10, 100].index(point)].mean().item()
+        assert (at.max() + at.min()) / 2 == pytest.approx(mean, abs=1e-6)
+
+
 def test_one_panel_and_one_row():
     assert len(plots.likelihood([1, 10, 100], CURVE).axes) == 1
     assert len(plots.likelihood([1, 10, 100], CURVE[:, :1]).axes) == 1
@@ -38,12 +49,12 @@ def test_refuses_another_number_of_points(curve):
 
 
 def test_rows_are_counted_as_in_the_table():
-    """Flat tails (−∞) are good, and those that nothing is known of (NaN) are not."""
+    """Flat tails (−∞) are good, and those that nothing is known of (NaN) are neither good nor at the limit."""
     k = torch.cat(
         [torch.full((190,), -torch.inf), torch.full((4,), 0.9), torch.full((6,), 0.1), torch.full((3,), torch.nan)]
     )
     figure = plots.likelihood([1, 10], torch.randn(2, 203), k)
-    assert figure.axes[1].texts[0].get_text().startswith("7 of 203 rows")
+    assert figure.axes[1].texts[0].get_text() == "4 of 203 rows\nat 0.70 or above\nnot known for 3"
 
 
 @pytest.mark.parametrize(("k", "panels"), [(-torch.inf, 2), (torch.inf, 2), (torch.nan, 1)])

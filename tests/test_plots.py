@@ -489,7 +489,7 @@ def every_figure():
         "latents": lambda: plots.latents(z, torch.arange(20) % 3),
         "prior_vs_posterior": lambda: plots.prior_vs_posterior(z, z),
         "history": lambda: plots.history(EPOCHS),
-        "calibration": lambda: plots.calibration(torch.arange(400)[:, None] % 100),
+        "calibration": lambda: plots.calibration(torch.arange(400)[:, None] % 100, draws=99),
         "dimensions": lambda: plots.dimensions(z[0].square()),
         "likelihood": lambda: plots.likelihood([1, 10], -x.flatten(1)[:2], x[0, 0, 0]),
     }

@@ -92,17 +92,18 @@ def run(
         measure: what else is measured.
         options: for ``fit``.
     """
-    asked, epochs = epochs, args.epochs or epochs
+    until = min(args.epochs or epochs, epochs)
     train, test = (_head(rows, args.rows) for rows in (train, test))
     valid = None if valid is None else _head(valid, args.rows)
     settings, path = _settings(args), args.results / f"{row}.json"
     # Refused before anything is trained, if they are another protocol's.
     _all_seeds(path, args.out, settings)
-    callbacks = options.pop("callbacks", [])
+    # Training is told of all epochs, and stopped: fewer would choose the best weights at another β than a later call.
+    callbacks = [*options.pop("callbacks", []), lambda vae, history: len(history) >= until]
     for seed in args.seeds:
         out = args.out / f"{row}-{seed}"
         _same_settings(out, settings)
-        if (done := _result(out)) is not None and done["asked"] >= epochs:
+        if (done := _result(out)) is not None and done["asked"] >= until:
             continue
         torch.manual_seed(seed)
         model = make(seed)
@@ -129,7 +130,7 @@ def run(
         result = {
             "seed": seed,
             "epochs": len(history),
-            "asked": epochs,
+            "asked": until,
             "hardware": hardware(args.device, history.info.get("moves", ())),
             "versions": f"torch {torch.__version__}, ppl_vae {pv.__version__}",
             "date": datetime.date.today().isoformat(),
@@ -152,10 +153,10 @@ def run(
     values = torch.tensor([r[figure] for r in results], dtype=torch.float64)
     summary = {
         "row": row,
-        "command": _command([r["seed"] for r in results], args.usual_seeds),
+        "command": _command(results, args.usual_seeds, epochs),
         "figure": figure,
-        "complete": all(result["asked"] == asked for result in results) and not args.rows,
-        "epochs": asked,
+        "complete": all(result["asked"] == epochs for result in results) and not args.rows,
+        "epochs": epochs,
         "samples": samples,
         "settings": settings,
         "mean": values.mean().item(),
@@ -211,17 +212,19 @@ def _same_settings(out: Path, settings: dict[str, Any]) -> None:
         raise SystemExit(f"{out} was made with {before}, and asked for is {settings}: give another --out")
 
 
-def _command(seeds: list[int], usual: list[int]) -> str:
-    """What was typed, less where this machine keeps its files, and with all seeds that were made."""
+def _command(results: list[dict[str, Any]], usual: list[int], epochs: int) -> str:
+    """What was typed, less where this machine keeps its files, and with all seeds and epochs that there are."""
     typed, words = list(sys.argv[1:]), []
     while typed:
         word = typed.pop(0)
-        if word in ("--root", "--out", "--results", "--seeds", "--every"):
+        if word.split("=")[0] in ("--root", "--out", "--results", "--seeds", "--epochs", "--every"):
             while typed and not typed[0].startswith("--"):
                 typed.pop(0)
         else:
             words.append(word)
-    told = [] if seeds == usual else ["--seeds", *map(str, seeds)]
+    seeds, longest = [result["seed"] for result in results], max(result["asked"] for result in results)
+    told = [] if longest == epochs else ["--epochs", str(longest)]
+    told += [] if seeds == usual else ["--seeds", *map(str, seeds)]
     return " ".join(["python", f"examples/reproduce/{Path(sys.argv[0]).name}", *words, *told])
 
 

@@ -164,7 +164,7 @@ def calibration(
         seed: of the draws; the caller's generators are left as they were.
 
     Returns:
-        A :class:`Calibration`; ``plots.calibration(found.ranks)`` draws it.
+        A :class:`Calibration`; ``plots.calibration(found.ranks, draws=found.draws, bins=found.bins)`` draws it.
 
     Raises:
         NoDensityError: if the model has no prior, or its encoder gives a point.

@@ -56,7 +56,7 @@ class LogLikelihood(Report):
         values: (N,), log p̂.
         standard_error: (N,), of each by its weights' spread; NaN for one sample.
         ess: (N,), how many equally good samples the weights are worth, of ``samples``.
-        pareto_k: (N,), k̂; NaN for samples too few to have a tail, 20 or fewer.
+        pareto_k: (N,), k̂; NaN for samples too few to have a tail, 20 or fewer, and where all weights are zero.
         samples: how many each is the mean of.
         curve: (points, N), the same after the first 1, 2, 5, 10, ... samples.
         points: after how many.
@@ -100,13 +100,15 @@ class LogLikelihood(Report):
 
     def warning(self) -> str | None:
         """Return what is to stand beside the number, or None where there is nothing to say against it."""
-        bad, limit = int((~self.good).sum()), good_below(self.samples)
-        if not bad:
+        if self.good.all():
             return None
         if tail_length(self.samples) < 5:
             return f"{self.samples} samples are too few to tell whether they are enough: take 25 or more"
+        limit, unknown = good_below(self.samples), int(self.pareto_k.isnan().sum())
+        told = [f"≥ {limit:.2f} for {heavy}"] if (heavy := int((self.pareto_k >= limit).sum())) else []
+        told += [f"not known for {unknown}"] if unknown else []
         return (
-            f"k̂ ≥ {limit:.2f} for {bad} of {len(self.good)} rows: a few draws decide their log p, which may be far too "
+            f"k̂ {' and '.join(told)} of {len(self.good)} rows: a few draws decide their log p, which may be far too "
             "low; take more samples, or another proposal"
         )
 
@@ -214,8 +216,6 @@ def log_likelihood(
     (vae.check if proposal == "encoder" else vae.check_values)(x, y, mask)
     device = vae._beta.device
     x, y, mask = torch.as_tensor(x), *(None if t is None else torch.as_tensor(t) for t in (y, mask))
-    if memory is None:
-        memory = 2**28 if device.type == "cuda" else 2**22
     work = len(x) * samples * vae.numbers(x[:1])
     wanted = capture != "auto"
     if not wanted:
@@ -283,11 +283,13 @@ class Estimator:
         samples: int,
         y: Tensor | None = None,
         proposal: Proposal = "encoder",
-        memory: int = 2**22,
+        memory: int | None = None,
         capture: str = "off",
         precision: Literal["32", "bf16-mixed"] = "32",
     ) -> None:
         self.vae, self.samples, self.y, self.proposal = vae, samples, y, proposal
+        if memory is None:
+            memory = 2**28 if vae._beta.is_cuda else 2**22
         self.memory, self.capture, self.precision = memory, capture, precision
         self.points, self.rows, self.chunk = _points(samples), _ROWS, samples
         self.recorded: TwoStages | None = None

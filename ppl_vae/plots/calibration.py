@@ -16,12 +16,12 @@ __all__ = ["calibration"]
 COLUMNS = 3
 
 
-def calibration(ranks: Any, *, draws: int = 99, bins: int = 20, worst: int = 6, title: str = "") -> Figure:
+def calibration(ranks: Any, *, draws: int, bins: int = 20, worst: int = 6, title: str = "") -> Figure:
     """How often every rank came: flat for an exact guide, ∪ for one too narrow, ∩ for one too wide, a slope if shifted.
 
     Arguments:
         ranks: `(N, L)`, the rank of z* among so many draws, for every replicate and latent coordinate.
-        draws: The largest rank.
+        draws: Of how many draws; it is the largest rank that there can be, which ranks do not tell.
         bins: How many bars; it divides the `draws + 1` ranks.
         worst: How many coordinates at most: those of the largest χ², the largest first.
 
@@ -35,7 +35,7 @@ def calibration(ranks: Any, *, draws: int = 99, bins: int = 20, worst: int = 6, 
     Reference: Talts et al., *Validating Bayesian Inference Algorithms with Simulation-Based Calibration*, 2018.
 
     Example:
-        >>> figure = calibration(torch.randint(100, (2000, 9)))
+        >>> figure = calibration(torch.randint(100, (2000, 9)), draws=99)
         >>> len(figure.axes)
         6
     """

@@ -48,7 +48,7 @@ def likelihood(
     if values.dim() != 2 or len(values) != len(points):
         raise misfit(f"a curve ({len(points)}, N)", values, out="give one row for every number of samples")
     mean, gain = values.mean(1), values - values[-1]
-    error = gain.std(1) / max(1, gain.shape[1]) ** 0.5 if gain.shape[1] > 1 else torch.zeros(len(points))
+    error = gain.std(1) / gain.shape[1] ** 0.5 if gain.shape[1] > 1 else torch.zeros(len(points))
     figure = empty(6.6 if pareto_k is not None else 3.6, 2.8, title)
     panels = figure.subplots(1, 1 + (pareto_k is not None), squeeze=False)[0]
     panels[0].fill_between(points, mean - 2 * error, mean + 2 * error, color=COLOURS[0], alpha=0.2, lw=0)
@@ -60,8 +60,8 @@ def likelihood(
         k = as_numbers(pareto_k)
         panels[1].hist(k[~k.isnan()].clamp(-1, 2).numpy(), bins=40, range=(-1, 2), color=COLOURS[3])
         panels[1].axvline(limit, color=INK, lw=1)
-        bad = int((~(k < limit)).sum())
-        text = f"{bad} of {len(k)} rows\nat {limit:.2f} or above"
+        text = f"{int((k >= limit).sum())} of {len(k)} rows\nat {limit:.2f} or above"
+        text += f"\nnot known for {unknown}" if (unknown := int(k.isnan().sum())) else ""
         panels[1].set_ylim(top=1.3 * panels[1].get_ylim()[1])
         panels[1].text(0.02, 0.98, text, transform=panels[1].transAxes, ha="left", va="top", fontsize=TEXT, color=INK)
         panels[1].set_xticks([-1, 0, 1, 2], ["≤ −1", "0", "1", "≥ 2"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -187,13 +188,11 @@ class VAE(Programs):
 
     def _mean(self, d: Any, draws: int = 100) -> Tensor:
         """The mean of a distribution; that of so many draws where it has no closed form."""
-        try:
+        with suppress(NotImplementedError):
             mean = d.mean
             # Torch's Categorical says NaN. Of real numbers that is the truth, as of a Cauchy: draws would make one up.
-            if not (d.support.is_discrete and mean.isnan().all()):
+            if not (mean.isnan().all() and d.support.is_discrete):
                 return mean
-        except NotImplementedError:
-            pass
         return d.sample((draws,)).to(self._beta).mean(0)
 
     @torch.no_grad()

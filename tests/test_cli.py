@@ -629,7 +629,7 @@ def test_samples_are_written_as_numbers(options: list[str], trained: Path, tmp_p
     """What the library draws, as rows with their labels, which are data again."""
     ok("sample", "a", "--n", "4", "--out", str(tmp_path / "drawn.png"), *options)
     labels = torch.tensor([2] if options else [0, 1, 2])
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(3 if options else 0)
         x = pv.load(trained).sample(4, labels, mean=bool(options))
     with np.load(tmp_path / "drawn.npz", allow_pickle=False) as file:

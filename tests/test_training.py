@@ -88,7 +88,7 @@ def by_hand(
     """The training loop of a textbook: (loss, reconstruction, KL), means over an epoch's data."""
     optimiser = optim(vae.parameters(), lr=lr(1) if callable(lr) else lr)
     rows = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for epoch in range(1, epochs + 1):
             optimiser.param_groups[0]["lr"] = lr(epoch) if callable(lr) else lr
@@ -591,7 +591,7 @@ def by_a_loader(vae: pv.VAE, loader: DataLoader[Any], lr: float) -> tuple[float,
     """An epoch of SGD by hand on what a loader gives, each batch scaled by the same number: (loss, −log p, KL)."""
     optimiser, sums, rows = torch.optim.SGD(vae.parameters(), lr=lr), torch.zeros(3, dtype=torch.float64), 0
     assert loader.batch_size is not None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)
         for x, _, mask in loader:
             q = vae.encode(torch.where(mask, x, 0.0))

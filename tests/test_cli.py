@@ -1031,7 +1031,7 @@ def test_the_likelihood_can_start_from_the_data(binarize: str, tmp_path: Path) -
         biases.append(pv.load(tmp_path / str(len(biases))).likelihood.network.body[-1].bias.detach())
     x = pv.data.load("digits", binarize=binarize).train.x
     mean = x.mean(0).flatten().clamp(0.001, 0.999)
-    # A draw of each of 1,437 pixels from its probability is the mean to a few standard errors of at most 0.013.
+    # A draw of each pixel of 1,297 rows from its probability is the mean to a few standard errors of at most 0.013.
     torch.testing.assert_close(biases[1].sigmoid(), mean, rtol=0, atol=1e-5 if binarize == "threshold" else 0.07)
     assert (biases[0].sigmoid() - mean).abs().max() > 0.3
 

@@ -161,7 +161,7 @@ def fit(
             batches.start()
 
     history = History(
-        info=_settings(vae, batches, objective, optim, seed, clip, precision, None if beta_at else vae.beta)
+        info=_settings(vae, batches, validation, objective, optim, seed, clip, precision, None if beta_at else vae.beta)
     )
     steps = CapturedSVI(
         vae.model,
@@ -308,6 +308,7 @@ def _check_objective(objective: Any) -> None:
 def _settings(
     vae: VAE,
     batches: Batches,
+    validation: Batches | None,
     objective: ELBO,
     optim: Any,
     seed: int | None,
@@ -337,6 +338,8 @@ def _settings(
         "device": batches.device.type,
         "model": _described(vae),
     }
+    if validation is not None:
+        settings["valid"] = validation.digest()
     return settings if beta is None else settings | {"beta": beta}
 
 

@@ -220,7 +220,8 @@ def load(
     bad = [] if allow_nonfinite else [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CheckpointError(
-            f"{path}: NaN or infinity in {', '.join(bad)}; load(..., allow_nonfinite=True) takes them"
+            f"{path}: NaN or infinity in {', '.join(bad)}: train it anew; load(..., allow_nonfinite=True) takes them "
+            "in Python"
         )
     vae = into
     if vae is None:

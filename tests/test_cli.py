@@ -305,6 +305,7 @@ def test_every_option_of_fit_reaches_it(tmp_path: Path, monkeypatch: pytest.Monk
         "patience": "3",
         "batch_size": "9",
         "seed": "4",
+        "progress": "False",
     }
     train(tmp_path / "run", *(word for name, value in words.items() for word in (f"--{name}", value)))
     assert {name: str(given[name]) for name in words} == words
@@ -402,7 +403,8 @@ def test_errors_of_a_process_are_one_line(folder: Path) -> None:
         (["train", "--data", "nowhere.npz", "--out", "b"], "nowhere.npz"),
         (["train", "--data", "digit", "--out", "b"], "digits"),
         (["train", "--config", "nowhere.yaml", "--out", "b"], "nowhere.yaml"),
-        (["train", "--config"], "--config"),
+        (["train", "--config"], "--config: expected a YAML file of options, got none"),
+        (["train", "--config", "a.yaml", "--config=b.yaml"], "--config: expected one file, got 2"),
         (["train", "--data", "bars.npz", "--model", "ae", "--prior", "Standard", "--out", "b"], "no prior"),
         (["train", "--data", "bars.npz", "--resume", "--out", "b"], "found none"),
         (["train", "--data", "bars.npz", "--latent", "two"], "latent: expected a whole number, got two"),
@@ -750,7 +752,7 @@ PARTS = [
     ("encoder", "Flow", ["flow", "NSF", "outputs", "8"], lambda p: p.outputs == 8),
     ("encoder", "PowerSpherical", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
     ("encoder", "Chain", ["first", "Gaussian", "second", "{name: Gaussian, hidden: [4]}"], lambda p: p.features == 2),
-    ("encoder", "Delta", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
+    ("encoder", "Delta", ["hidden", "4"], lambda p: p.network.body[0].out_features == 4),
 ]
 
 
@@ -949,9 +951,25 @@ def test_a_run_is_not_ended_by_fewer_epochs_than_it_has(tmp_path: Path, capsys: 
 def test_samples_of_a_label_go_with_the_model_that_made_them(tmp_path: Path) -> None:
     train(out := tmp_path / "run")
     ok("sample", str(out), "--label", "1")
+    ok("sample", str(out), "--seed", "3", "--out", str(out / "samples-seed3.png"))
     assert (out / "samples-1.npz").exists()
     train(out, "--overwrite", "--evaluate", "false")
-    assert not list(out.glob("samples-*"))
+    # Under a name that they were given they are the user's.
+    assert sorted(path.name for path in out.glob("samples-*")) == ["samples-seed3.npz", "samples-seed3.png"]
+
+
+def test_a_run_is_not_resumed_from_another_start(tmp_path: Path, capsys: Any) -> None:
+    train(plain := tmp_path / "plain", "--evaluate", "false")
+    train(started := tmp_path / "started", "--evaluate", "false", "--start_from_data")
+    before = (plain / "config.yaml").read_text()
+    capsys.readouterr()
+    assert main(["train", "--resume", "--out", str(plain), "--start_from_data", "--epochs", "2"]) == 2
+    assert "--start_from_data: expected it to be False, as when the run in" in capsys.readouterr().err
+    assert (plain / "config.yaml").read_text() == before
+    ok("train", "--resume", "--out", str(started), "--epochs", "2", "--evaluate", "false")
+    assert yaml.safe_load((started / "config.yaml").read_text())["start_from_data"] is True
+    assert main(["train", "--config", str(plain / "config.yaml"), "--resume", "--out", str(started)]) == 2
+    assert "--start_from_data: expected it to be True" in capsys.readouterr().err
 
 
 def test_the_objective_that_was_trained_is_audited(tmp_path: Path, capsys: Any) -> None:
@@ -1004,6 +1022,21 @@ def test_the_words_win_over_the_configuration(tmp_path: Path, capsys: Any) -> No
     ]
     config = printed_config(capsys, "--config", str(file), "--prior=GMM", "--data=plain.npz")
     assert (config["prior"]["name"], config["data"]["name"]) == ("GMM", "plain.npz")
+
+
+def test_of_an_option_that_is_repeated_the_last_counts(tmp_path: Path, capsys: Any) -> None:
+    """In what is taken for its name before it is parsed, too."""
+    config = printed_config(
+        capsys, "--data", "nowhere.npz", "--data=bars.npz", "--objective", "iwae", "--objective", "trace",
+        "--prior", "Gaussian", "--prior=NSF", "--prior.transforms", "2",
+    )  # fmt: skip
+    assert config["data"]["name"] == "bars.npz"
+    assert (config["objective"]["name"], "k" in config["objective"]) == ("trace", False)
+    assert (config["prior"]["name"], config["prior"]["transforms"]) == ("NSF", 2)
+    for name, latent in (("a", "2"), ("b", "3")):
+        train(tmp_path / name, "--latent", latent, "--evaluate", "false")
+    ok("train", "--resume", f"--out={tmp_path / 'a'}", "--out", str(tmp_path / "b"), "--epochs", "2")
+    assert [len(lines(tmp_path / name / "metrics.jsonl")) for name in "ab"] == [1, 2]
 
 
 def test_networks_by_name(tmp_path: Path) -> None:
@@ -1097,6 +1130,34 @@ def test_resuming_gives_the_run_that_was_not_interrupted(tmp_path: Path) -> None
     assert numbers(parts) == numbers(whole)
     assert all(torch.equal(a, b) for a, b in zip(pv.load(whole).parameters(), pv.load(parts).parameters(), strict=True))
     assert yaml.safe_load((parts / "config.yaml").read_text())["epochs"] == 3
+
+
+def test_resuming_a_run_that_has_come_to_its_end_leaves_what_was_measured(tmp_path: Path, capsys: Any) -> None:
+    train(out := tmp_path / "run")
+    ok("evaluate", str(out), "--samples", "31")
+    for words in (["sample"], ["sample", "--label", "1"], ["reconstruct"], ["audit", "--particles", "5"]):
+        ok(words[0], str(out), *words[1:])
+    (out / "metrics.jsonl").unlink()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    capsys.readouterr()
+    ok("train", "--resume", "--out", str(out))
+    assert "nothing was trained, and what was measured stays: ppl-vae evaluate" in capsys.readouterr().out
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != "metrics.jsonl"} == before
+    assert len(lines(out / "metrics.jsonl")) == 1
+    # What is not there is measured,
+    (out / "evaluation.json").unlink()
+    ok("train", "--resume", "--out", str(out))
+    assert (out / "evaluation.json").exists()
+    # and what is not of this model any more, anew.
+    source, vae = pv.data.load("bars.npz"), pv.load(out)
+    pv.fit(vae, source.train, valid=source.valid, epochs=2, resume=out, progress=False)
+    ok("train", "--resume", "--out", str(out), "--epochs", "2")
+    assert not (out / "audit.json").exists()
+    again = pv.load(out)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), vae.parameters(), strict=True))
+    with np.load(out / "evaluation.npz") as file:
+        exact = pv.evaluate(again, source.test.x, source.test.y).values["neg_elbo"]
+        np.testing.assert_array_equal(file["neg_elbo"], exact)
 
 
 def test_a_resumed_run_needs_nothing_typed_again(tmp_path: Path) -> None:

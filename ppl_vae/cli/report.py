@@ -87,9 +87,9 @@ class AuditFailed(PplVaeError, ValueError):
     """The audit of a run found a difference."""
 
 
-def report(vae: VAE, source: data.Data, out: Path, objective: ELBO) -> None:
+def report(vae: VAE, source: data.Data, out: Path, objective: ELBO, progress: bool = True) -> None:
     """Print and write what the test set says of a model, and whether training stood on what it should."""
-    result = evaluate(vae, *xy(vae, source.test), progress=True)
+    result = evaluate(vae, *xy(vae, source.test), progress=progress)
     # What it was trained on, and what that stands on; ppl-vae audit goes through all there is.
     objectives = [Trace_ELBO(), TraceMeanField_ELBO()]
     if type(objective) not in map(type, objectives) and type(objective) in map(type, library()):

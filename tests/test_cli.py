@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -289,6 +290,18 @@ def test_compare_refuses_what_cannot_be_compared(trained: Path, tmp_path: Path, 
         assert error.count("\n") == 1
 
 
+def test_compare_makes_the_folder_of_its_file(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    """And where that is not possible has said what it found."""
+    train(other := tmp_path / "b")
+    for run in ("a", str(other)):
+        ok("evaluate", run, "--samples", "50")
+    ok("compare", "a", str(other), "--out", str(tmp_path / "new" / "both.json"))
+    assert json.loads((tmp_path / "new" / "both.json").read_text())
+    capsys.readouterr()
+    assert main(["compare", "a", str(other), "--out", "bars.npz/both.json"]) == 2
+    assert "paired by row" in capsys.readouterr().out
+
+
 def test_every_option_of_fit_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is typed, and then stands in config.yaml, is what was done."""
     given: dict[str, Any] = {}
@@ -317,6 +330,40 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
     program = f"{sys.executable} -m ppl_vae --help"
     done = subprocess.run(["bash", "-c", f"{program} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_an_evaluation_that_is_interrupted_keeps_what_it_has(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """By who types Ctrl-C at what comes after log p, or by a full disk."""
+    shutil.copytree(trained, run := tmp_path / "run")
+
+    def stop(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    capsys.readouterr()
+    for name, fails, code in (("more", stop, 130), ("write_evaluation", full, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["ppl_vae.cli.runs"], name, fails)
+            assert main(["evaluate", str(run), "--samples", "31"]) == code
+        assert "−log p(x|y), 31 samples" in capsys.readouterr().out
+        assert json.loads((run / "evaluation.json").read_text())["samples"] == 31
+
+
+def test_a_run_is_measured_where_there_is_no_minus(trained: Path, tmp_path: Path) -> None:
+    """In a locale of ASCII: config.yaml, which is in UTF-8, and the numbers, which need more than that."""
+    shutil.copytree(trained, run := tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) | {"out": "läufe/a"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "ppl_vae", "evaluate", str(run), "--samples", "31"]
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "\\u2212log p(x|y), 31 samples" in done.stdout
+    assert json.loads((run / "evaluation.json").read_text())["samples"] == 31
 
 
 def test_a_failed_audit_exits_with_1(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -626,6 +673,20 @@ def test_samples_depend_on_the_seed_alone(trained: Path) -> None:
     assert pictures[0] == pictures[1] != pictures[2]
 
 
+def test_reconstructions_depend_on_the_seed_alone(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    """Those of a flow too, whose mean is one of draws; and the caller's generator is none of theirs."""
+    train(run := tmp_path / "run", "--encoder", "Flow", "--evaluate", "false")
+    found: list[torch.Tensor] = []
+    for words in (["reconstruct"], ["plot"], ["reconstruct", "--seed", "1"]):
+        torch.manual_seed(len(found))
+        before = torch.get_rng_state()
+        ok(words[0], str(run), *words[1:])
+        assert torch.equal(before, torch.get_rng_state())
+        found.append(drawn["reconstructions"][1])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("options", [[], ["--label", "2", "--mean", "true", "--seed", "3"]], ids=["all", "one"])
 def test_samples_are_written_as_numbers(options: list[str], trained: Path, tmp_path: Path) -> None:
     """What the library draws, as rows with their labels, which are data again."""
@@ -638,6 +699,29 @@ def test_samples_are_written_as_numbers(options: list[str], trained: Path, tmp_p
         np.testing.assert_array_equal(file["x"], x.flatten(0, 1))
         np.testing.assert_array_equal(file["y"], labels.expand(4, -1).flatten())
     assert pv.data.load(tmp_path / "drawn.npz").x_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "levels", "mean", "dtype"),
+    [
+        ("Bernoulli", 2, False, "uint8"),
+        ("DiscretizedLogistic", 4, False, "int64"),
+        ("DiscretizedLogistic", 256, False, "uint8"),
+        ("Bernoulli", 2, True, "float32"),
+        ("Gaussian", 2, False, "float32"),
+    ],
+)
+def test_samples_have_the_levels_of_the_likelihood(
+    likelihood: str, levels: int, mean: bool, dtype: str, tmp_path: Path
+) -> None:
+    """So that a model trained on them is of the same kind."""
+    x = np.random.RandomState(0).randint(0, levels, (ROWS, 1, 8, 8), np.uint8 if levels == 256 else np.int64)
+    np.savez(tmp_path / "levels.npz", x=x)
+    train(tmp_path / "run", "--likelihood", likelihood, "--evaluate", "false", data=str(tmp_path / "levels.npz"))
+    ok("sample", str(tmp_path / "run"), "--mean", str(mean), "--out", str(tmp_path / "drawn.png"))
+    with np.load(tmp_path / "drawn.npz") as file:
+        assert file["x"].dtype == dtype
+    assert pv.data.load(tmp_path / "drawn.npz").levels == (None if dtype == "float32" else levels)
 
 
 def test_samples_that_are_no_images_are_numbers_alone(tmp_path: Path, capsys: Any) -> None:
@@ -1297,7 +1381,7 @@ def test_many_labels_are_left_to_those_who_ask(tmp_path: Path, capsys: Any, monk
     train(tmp_path)
     monkeypatch.setattr("ppl_vae.cli.report._LABELS", 2)
     ok("evaluate", str(tmp_path), "--samples", "3")
-    assert "left out: use of y: 3 labels would take hours; pv.evaluation.label_use" in capsys.readouterr().out
+    assert "left out: use of y: 3 labels would take hours; in Python label_use(...) does" in capsys.readouterr().out
 
 
 def test_a_flow_is_diagnosed_on_fewer_rows(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1319,6 +1403,32 @@ def test_test_rows_that_have_changed_are_no_test_rows(tmp_path: Path, monkeypatc
     for command in ("evaluate", "audit"):
         assert main([command, str(out)]) == 2
         assert "expected the test rows that its training left aside, got others" in capsys.readouterr().err
+
+
+def test_the_data_of_a_run_may_lie_elsewhere(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """In a file of another name, or a folder of named data sets; other rows are refused all the same."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", **arrays())
+    train(Path("run"), "--evaluate", "false", data="mine.npz")
+    (tmp_path / "new").mkdir()
+    Path("mine.npz").rename(tmp_path / "new" / "moved.npz")
+    np.savez("other.npz", **arrays(rows=72))
+    commands = (["evaluate", "--samples", "3"], ["reconstruct"], ["audit", "--particles", "5"], ["plot"])
+    for command, *words in commands:
+        assert main([command, "run", *words]) == 2
+        assert "--data and --data.root say where they are now" in capsys.readouterr().err
+        ok(command, "run", *words, "--data", "new/moved.npz")
+        assert main([command, "run", *words, "--data=other.npz"]) == 2
+        assert "expected the test rows that its training left aside, got others" in capsys.readouterr().err
+    for folder in ("faces", "placed"):
+        (tmp_path / folder).mkdir()
+    pixels = np.random.RandomState(0).randint(0, 256, (410, 28, 20), np.uint8)
+    np.savez("faces/frey_faces.npz", x=pixels)
+    ok("train", "--data", "frey-faces", "--data.root", "faces", *TINY, "--out", "b", "--evaluate", "false")
+    assert json.loads(Path("b/model.json").read_text())["data"]["sizes"]["train"] == 10
+    Path("faces/frey_faces.npz").rename("placed/frey_faces.npz")
+    assert main(["reconstruct", "b", "--n", "2"]) == 2
+    ok("reconstruct", "b", "--n", "2", "--data.root", "placed")
 
 
 def test_odd_files_in_a_run_are_errors_of_one_line(tmp_path: Path, capsys: Any) -> None:

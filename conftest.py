@@ -90,7 +90,7 @@ def names(doctest_namespace: dict[str, object]) -> None:
 def clean(request: pytest.FixtureRequest) -> Iterator[None]:
     """Seed the generators, give them back afterwards, and leave no parameter of one test to the next."""
     pyro.clear_param_store()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(_seed(request.node))
         yield
         if request.node.get_closest_marker("fresh") and torch.initial_seed() != _seed(request.node):

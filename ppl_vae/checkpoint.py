@@ -27,7 +27,7 @@ from .devices import find_device
 from .errors import CheckpointError, ConfigError, PartError, PplVaeError
 from .model import VAE
 
-__all__ = ["load", "read", "replace", "save", "write"]
+__all__ = ["load", "read", "replace", "save", "sweep", "write"]
 
 FORMAT = 1
 # What model.json says of a model and its file.
@@ -108,6 +108,13 @@ def replace(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: str | Path, stem: str) -> None:
+    """Remove what writers of a record that were killed left half done; for who knows that nobody writes it now."""
+    for pattern in (f".{stem}-*.safetensors.*.tmp", f".{stem}.json.*.tmp"):
+        for path in Path(folder).glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def read(folder: str | Path, stem: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -213,7 +220,8 @@ def load(
     bad = [] if allow_nonfinite else [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CheckpointError(
-            f"{path}: NaN or infinity in {', '.join(bad)}; load(..., allow_nonfinite=True) takes them"
+            f"{path}: NaN or infinity in {', '.join(bad)}: train it anew; load(..., allow_nonfinite=True) takes them "
+            "in Python"
         )
     vae = into
     if vae is None:

@@ -23,7 +23,7 @@ def find_device(device: str | torch.device) -> torch.device:
     """Return a device that is here; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
-        ConfigError: for one that is not.
+        ConfigError: for one that is not, or has no double precision, in which likelihoods are added up.
 
     Example:
         >>> find_device("cpu")
@@ -31,9 +31,10 @@ def find_device(device: str | torch.device) -> torch.device:
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device: expected auto, cpu or one that is here, got {str(device)!r}: {error}") from error
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        expected = "auto, cpu or one that is here and has double precision"
+        raise ConfigError(f"device: expected {expected}, got {str(device)!r}: {error}") from error
     return device
 
 

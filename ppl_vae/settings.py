@@ -85,6 +85,7 @@ def check_objective(objective: Any) -> None:
 def settings(
     vae: VAE,
     batches: Batches,
+    validation: Batches | None,
     objective: ELBO,
     optim: Any,
     seed: int | None,
@@ -93,7 +94,7 @@ def settings(
     beta: float | None,
 ) -> dict[str, Any]:
     """What makes a run this one and no other, as JSON has it; epochs, the rate and a scheduled β may change."""
-    settings = {
+    told = {
         "rows": batches.rows,
         "binarize": batches.binarize,
         "batch_size": batches.batch_size,
@@ -114,7 +115,9 @@ def settings(
         "device": batches.device.type,
         "model": _described(vae),
     }
-    return settings if beta is None else settings | {"beta": beta}
+    if validation is not None:
+        told["valid"] = validation.digest()
+    return told if beta is None else told | {"beta": beta}
 
 
 def _described(vae: VAE) -> dict[str, Any] | None:

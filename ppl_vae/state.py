@@ -134,6 +134,7 @@ def alone(folder: str | Path | None) -> Iterator[None]:
                 raise CheckpointError(
                     f"{folder}: another training writes to it: wait for its end, or name another folder"
                 ) from error
+            checkpoint.sweep(folder, "training")
         yield
     finally:
         with contextlib.suppress(OSError):

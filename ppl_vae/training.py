@@ -156,7 +156,7 @@ def fit(
             batches.start()
 
     history = History(
-        info=settings(vae, batches, objective, optim, seed, clip, precision, None if beta_at else vae.beta)
+        info=settings(vae, batches, validation, objective, optim, seed, clip, precision, None if beta_at else vae.beta)
     )
     steps = CapturedSVI(
         vae.model,

@@ -173,6 +173,15 @@ def test_nothing_global_is_set_at_import(name):
             assert called not in setters, node.lineno
 
 
+def test_every_fork_of_the_generators_names_its_devices():
+    """Torch warns of one that does not where there are several, and a warning is an error in a test."""
+    here = Path(__file__).parent
+    for path in [*FILES, *here.glob("*.py"), here.parent / "conftest.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "fork_rng":
+                assert node.args or node.keywords, f"{path}, line {node.lineno}"
+
+
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_every_file_opens_with_its_docstring(name):
     assert ast.get_docstring(TREES[name])

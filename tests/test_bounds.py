@@ -421,7 +421,7 @@ def built(kind):
     """The library's own parts in which prior and guide share parameters, shaken: the model, x and y of one row."""
     options = {"hidden": (4,), "likelihood": {"name": "Gaussian", "sigma": 0.5}}
     # Which problem it is stays as it is; a fresh seed is one of the noise.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(1)
         if kind == "Vamp":
             vae, y = pv.vae((D,), L, prior={"name": "Vamp", "components": 3}, **options), None

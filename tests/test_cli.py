@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -289,6 +290,18 @@ def test_compare_refuses_what_cannot_be_compared(trained: Path, tmp_path: Path, 
         assert error.count("\n") == 1
 
 
+def test_compare_makes_the_folder_of_its_file(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    """And where that is not possible has said what it found."""
+    train(other := tmp_path / "b")
+    for run in ("a", str(other)):
+        ok("evaluate", run, "--samples", "50")
+    ok("compare", "a", str(other), "--out", str(tmp_path / "new" / "both.json"))
+    assert json.loads((tmp_path / "new" / "both.json").read_text())
+    capsys.readouterr()
+    assert main(["compare", "a", str(other), "--out", "bars.npz/both.json"]) == 2
+    assert "paired by row" in capsys.readouterr().out
+
+
 def test_every_option_of_fit_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is typed, and then stands in config.yaml, is what was done."""
     given: dict[str, Any] = {}
@@ -305,6 +318,7 @@ def test_every_option_of_fit_reaches_it(tmp_path: Path, monkeypatch: pytest.Monk
         "patience": "3",
         "batch_size": "9",
         "seed": "4",
+        "progress": "False",
     }
     train(tmp_path / "run", *(word for name, value in words.items() for word in (f"--{name}", value)))
     assert {name: str(given[name]) for name in words} == words
@@ -316,6 +330,40 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
     program = f"{sys.executable} -m ppl_vae --help"
     done = subprocess.run(["bash", "-c", f"{program} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_an_evaluation_that_is_interrupted_keeps_what_it_has(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """By who types Ctrl-C at what comes after log p, or by a full disk."""
+    shutil.copytree(trained, run := tmp_path / "run")
+
+    def stop(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    capsys.readouterr()
+    for name, fails, code in (("more", stop, 130), ("write_evaluation", full, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["ppl_vae.cli.runs"], name, fails)
+            assert main(["evaluate", str(run), "--samples", "31"]) == code
+        assert "−log p(x|y), 31 samples" in capsys.readouterr().out
+        assert json.loads((run / "evaluation.json").read_text())["samples"] == 31
+
+
+def test_a_run_is_measured_where_there_is_no_minus(trained: Path, tmp_path: Path) -> None:
+    """In a locale of ASCII: config.yaml, which is in UTF-8, and the numbers, which need more than that."""
+    shutil.copytree(trained, run := tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) | {"out": "läufe/a"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "ppl_vae", "evaluate", str(run), "--samples", "31"]
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "\\u2212log p(x|y), 31 samples" in done.stdout
+    assert json.loads((run / "evaluation.json").read_text())["samples"] == 31
 
 
 def test_a_failed_audit_exits_with_1(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -402,7 +450,8 @@ def test_errors_of_a_process_are_one_line(folder: Path) -> None:
         (["train", "--data", "nowhere.npz", "--out", "b"], "nowhere.npz"),
         (["train", "--data", "digit", "--out", "b"], "digits"),
         (["train", "--config", "nowhere.yaml", "--out", "b"], "nowhere.yaml"),
-        (["train", "--config"], "--config"),
+        (["train", "--config"], "--config: expected a YAML file of options, got none"),
+        (["train", "--config", "a.yaml", "--config=b.yaml"], "--config: expected one file, got 2"),
         (["train", "--data", "bars.npz", "--model", "ae", "--prior", "Standard", "--out", "b"], "no prior"),
         (["train", "--data", "bars.npz", "--resume", "--out", "b"], "found none"),
         (["train", "--data", "bars.npz", "--latent", "two"], "latent: expected a whole number, got two"),
@@ -624,18 +673,55 @@ def test_samples_depend_on_the_seed_alone(trained: Path) -> None:
     assert pictures[0] == pictures[1] != pictures[2]
 
 
+def test_reconstructions_depend_on_the_seed_alone(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    """Those of a flow too, whose mean is one of draws; and the caller's generator is none of theirs."""
+    train(run := tmp_path / "run", "--encoder", "Flow", "--evaluate", "false")
+    found: list[torch.Tensor] = []
+    for words in (["reconstruct"], ["plot"], ["reconstruct", "--seed", "1"]):
+        torch.manual_seed(len(found))
+        before = torch.get_rng_state()
+        ok(words[0], str(run), *words[1:])
+        assert torch.equal(before, torch.get_rng_state())
+        found.append(drawn["reconstructions"][1])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("options", [[], ["--label", "2", "--mean", "true", "--seed", "3"]], ids=["all", "one"])
 def test_samples_are_written_as_numbers(options: list[str], trained: Path, tmp_path: Path) -> None:
     """What the library draws, as rows with their labels, which are data again."""
     ok("sample", "a", "--n", "4", "--out", str(tmp_path / "drawn.png"), *options)
     labels = torch.tensor([2] if options else [0, 1, 2])
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(3 if options else 0)
         x = pv.load(trained).sample(4, labels, mean=bool(options))
     with np.load(tmp_path / "drawn.npz", allow_pickle=False) as file:
         np.testing.assert_array_equal(file["x"], x.flatten(0, 1))
         np.testing.assert_array_equal(file["y"], labels.expand(4, -1).flatten())
     assert pv.data.load(tmp_path / "drawn.npz").x_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "levels", "mean", "dtype"),
+    [
+        ("Bernoulli", 2, False, "uint8"),
+        ("DiscretizedLogistic", 4, False, "int64"),
+        ("DiscretizedLogistic", 256, False, "uint8"),
+        ("Bernoulli", 2, True, "float32"),
+        ("Gaussian", 2, False, "float32"),
+    ],
+)
+def test_samples_have_the_levels_of_the_likelihood(
+    likelihood: str, levels: int, mean: bool, dtype: str, tmp_path: Path
+) -> None:
+    """So that a model trained on them is of the same kind."""
+    x = np.random.RandomState(0).randint(0, levels, (ROWS, 1, 8, 8), np.uint8 if levels == 256 else np.int64)
+    np.savez(tmp_path / "levels.npz", x=x)
+    train(tmp_path / "run", "--likelihood", likelihood, "--evaluate", "false", data=str(tmp_path / "levels.npz"))
+    ok("sample", str(tmp_path / "run"), "--mean", str(mean), "--out", str(tmp_path / "drawn.png"))
+    with np.load(tmp_path / "drawn.npz") as file:
+        assert file["x"].dtype == dtype
+    assert pv.data.load(tmp_path / "drawn.npz").levels == (None if dtype == "float32" else levels)
 
 
 def test_samples_that_are_no_images_are_numbers_alone(tmp_path: Path, capsys: Any) -> None:
@@ -750,7 +836,7 @@ PARTS = [
     ("encoder", "Flow", ["flow", "NSF", "outputs", "8"], lambda p: p.outputs == 8),
     ("encoder", "PowerSpherical", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
     ("encoder", "Chain", ["first", "Gaussian", "second", "{name: Gaussian, hidden: [4]}"], lambda p: p.features == 2),
-    ("encoder", "Delta", ["hidden", "[4]"], lambda p: p.network.body[0].out_features == 4),
+    ("encoder", "Delta", ["hidden", "4"], lambda p: p.network.body[0].out_features == 4),
 ]
 
 
@@ -949,9 +1035,25 @@ def test_a_run_is_not_ended_by_fewer_epochs_than_it_has(tmp_path: Path, capsys: 
 def test_samples_of_a_label_go_with_the_model_that_made_them(tmp_path: Path) -> None:
     train(out := tmp_path / "run")
     ok("sample", str(out), "--label", "1")
+    ok("sample", str(out), "--seed", "3", "--out", str(out / "samples-seed3.png"))
     assert (out / "samples-1.npz").exists()
     train(out, "--overwrite", "--evaluate", "false")
-    assert not list(out.glob("samples-*"))
+    # Under a name that they were given they are the user's.
+    assert sorted(path.name for path in out.glob("samples-*")) == ["samples-seed3.npz", "samples-seed3.png"]
+
+
+def test_a_run_is_not_resumed_from_another_start(tmp_path: Path, capsys: Any) -> None:
+    train(plain := tmp_path / "plain", "--evaluate", "false")
+    train(started := tmp_path / "started", "--evaluate", "false", "--start_from_data")
+    before = (plain / "config.yaml").read_text()
+    capsys.readouterr()
+    assert main(["train", "--resume", "--out", str(plain), "--start_from_data", "--epochs", "2"]) == 2
+    assert "--start_from_data: expected it to be False, as when the run in" in capsys.readouterr().err
+    assert (plain / "config.yaml").read_text() == before
+    ok("train", "--resume", "--out", str(started), "--epochs", "2", "--evaluate", "false")
+    assert yaml.safe_load((started / "config.yaml").read_text())["start_from_data"] is True
+    assert main(["train", "--config", str(plain / "config.yaml"), "--resume", "--out", str(started)]) == 2
+    assert "--start_from_data: expected it to be True" in capsys.readouterr().err
 
 
 def test_the_objective_that_was_trained_is_audited(tmp_path: Path, capsys: Any) -> None:
@@ -1006,6 +1108,21 @@ def test_the_words_win_over_the_configuration(tmp_path: Path, capsys: Any) -> No
     assert (config["prior"]["name"], config["data"]["name"]) == ("GMM", "plain.npz")
 
 
+def test_of_an_option_that_is_repeated_the_last_counts(tmp_path: Path, capsys: Any) -> None:
+    """In what is taken for its name before it is parsed, too."""
+    config = printed_config(
+        capsys, "--data", "nowhere.npz", "--data=bars.npz", "--objective", "iwae", "--objective", "trace",
+        "--prior", "Gaussian", "--prior=NSF", "--prior.transforms", "2",
+    )  # fmt: skip
+    assert config["data"]["name"] == "bars.npz"
+    assert (config["objective"]["name"], "k" in config["objective"]) == ("trace", False)
+    assert (config["prior"]["name"], config["prior"]["transforms"]) == ("NSF", 2)
+    for name, latent in (("a", "2"), ("b", "3")):
+        train(tmp_path / name, "--latent", latent, "--evaluate", "false")
+    ok("train", "--resume", f"--out={tmp_path / 'a'}", "--out", str(tmp_path / "b"), "--epochs", "2")
+    assert [len(lines(tmp_path / name / "metrics.jsonl")) for name in "ab"] == [1, 2]
+
+
 def test_networks_by_name(tmp_path: Path) -> None:
     vae = train(tmp_path, "--likelihood", "Bernoulli", "--likelihood.network", "{name: Conv, channels: [2, 3]}")
     assert isinstance(vae.likelihood.network.body, Conv)
@@ -1031,7 +1148,7 @@ def test_the_likelihood_can_start_from_the_data(binarize: str, tmp_path: Path) -
         biases.append(pv.load(tmp_path / str(len(biases))).likelihood.network.body[-1].bias.detach())
     x = pv.data.load("digits", binarize=binarize).train.x
     mean = x.mean(0).flatten().clamp(0.001, 0.999)
-    # A draw of each of 1,437 pixels from its probability is the mean to a few standard errors of at most 0.013.
+    # A draw of each pixel of 1,297 rows from its probability is the mean to a few standard errors of at most 0.013.
     torch.testing.assert_close(biases[1].sigmoid(), mean, rtol=0, atol=1e-5 if binarize == "threshold" else 0.07)
     assert (biases[0].sigmoid() - mean).abs().max() > 0.3
 
@@ -1097,6 +1214,34 @@ def test_resuming_gives_the_run_that_was_not_interrupted(tmp_path: Path) -> None
     assert numbers(parts) == numbers(whole)
     assert all(torch.equal(a, b) for a, b in zip(pv.load(whole).parameters(), pv.load(parts).parameters(), strict=True))
     assert yaml.safe_load((parts / "config.yaml").read_text())["epochs"] == 3
+
+
+def test_resuming_a_run_that_has_come_to_its_end_leaves_what_was_measured(tmp_path: Path, capsys: Any) -> None:
+    train(out := tmp_path / "run")
+    ok("evaluate", str(out), "--samples", "31")
+    for words in (["sample"], ["sample", "--label", "1"], ["reconstruct"], ["audit", "--particles", "5"]):
+        ok(words[0], str(out), *words[1:])
+    (out / "metrics.jsonl").unlink()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    capsys.readouterr()
+    ok("train", "--resume", "--out", str(out))
+    assert "nothing was trained, and what was measured stays: ppl-vae evaluate" in capsys.readouterr().out
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != "metrics.jsonl"} == before
+    assert len(lines(out / "metrics.jsonl")) == 1
+    # What is not there is measured,
+    (out / "evaluation.json").unlink()
+    ok("train", "--resume", "--out", str(out))
+    assert (out / "evaluation.json").exists()
+    # and what is not of this model any more, anew.
+    source, vae = pv.data.load("bars.npz"), pv.load(out)
+    pv.fit(vae, source.train, valid=source.valid, epochs=2, resume=out, progress=False)
+    ok("train", "--resume", "--out", str(out), "--epochs", "2")
+    assert not (out / "audit.json").exists()
+    again = pv.load(out)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), vae.parameters(), strict=True))
+    with np.load(out / "evaluation.npz") as file:
+        exact = pv.evaluate(again, source.test.x, source.test.y).values["neg_elbo"]
+        np.testing.assert_array_equal(file["neg_elbo"], exact)
 
 
 def test_a_resumed_run_needs_nothing_typed_again(tmp_path: Path) -> None:
@@ -1236,7 +1381,7 @@ def test_many_labels_are_left_to_those_who_ask(tmp_path: Path, capsys: Any, monk
     train(tmp_path)
     monkeypatch.setattr("ppl_vae.cli.report._LABELS", 2)
     ok("evaluate", str(tmp_path), "--samples", "3")
-    assert "left out: use of y: 3 labels would take hours; pv.evaluation.label_use" in capsys.readouterr().out
+    assert "left out: use of y: 3 labels would take hours; in Python label_use(...) does" in capsys.readouterr().out
 
 
 def test_a_flow_is_diagnosed_on_fewer_rows(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1258,6 +1403,32 @@ def test_test_rows_that_have_changed_are_no_test_rows(tmp_path: Path, monkeypatc
     for command in ("evaluate", "audit"):
         assert main([command, str(out)]) == 2
         assert "expected the test rows that its training left aside, got others" in capsys.readouterr().err
+
+
+def test_the_data_of_a_run_may_lie_elsewhere(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """In a file of another name, or a folder of named data sets; other rows are refused all the same."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", **arrays())
+    train(Path("run"), "--evaluate", "false", data="mine.npz")
+    (tmp_path / "new").mkdir()
+    Path("mine.npz").rename(tmp_path / "new" / "moved.npz")
+    np.savez("other.npz", **arrays(rows=72))
+    commands = (["evaluate", "--samples", "3"], ["reconstruct"], ["audit", "--particles", "5"], ["plot"])
+    for command, *words in commands:
+        assert main([command, "run", *words]) == 2
+        assert "--data and --data.root say where they are now" in capsys.readouterr().err
+        ok(command, "run", *words, "--data", "new/moved.npz")
+        assert main([command, "run", *words, "--data=other.npz"]) == 2
+        assert "expected the test rows that its training left aside, got others" in capsys.readouterr().err
+    for folder in ("faces", "placed"):
+        (tmp_path / folder).mkdir()
+    pixels = np.random.RandomState(0).randint(0, 256, (410, 28, 20), np.uint8)
+    np.savez("faces/frey_faces.npz", x=pixels)
+    ok("train", "--data", "frey-faces", "--data.root", "faces", *TINY, "--out", "b", "--evaluate", "false")
+    assert json.loads(Path("b/model.json").read_text())["data"]["sizes"]["train"] == 10
+    Path("faces/frey_faces.npz").rename("placed/frey_faces.npz")
+    assert main(["reconstruct", "b", "--n", "2"]) == 2
+    ok("reconstruct", "b", "--n", "2", "--data.root", "placed")
 
 
 def test_odd_files_in_a_run_are_errors_of_one_line(tmp_path: Path, capsys: Any) -> None:

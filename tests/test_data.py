@@ -267,6 +267,34 @@ def test_a_users_file_that_cannot_be_read_is_named(tmp_path):
         data.load(path)
 
 
+@pytest.mark.parametrize(
+    ("keys", "alone", "beside"),
+    [
+        (["x_train", "y"], "y", "x_train"),
+        (["x", "y_train"], "y_train", "x"),
+        (["x", "x_train", "y"], "x, y", "x_train"),
+        (["x_train", "y_train", "y_test"], "y_test", "x_train"),
+    ],
+)
+def test_keys_that_go_with_nothing_are_not_dropped(tmp_path, keys, alone, beside):
+    values = {"x": np.zeros((20, 2)), "y": np.zeros(20, int)}
+    np.savez(path := tmp_path / "x.npz", **{key: values[key[0]] for key in keys})
+    with pytest.raises(DataError, match=rf"expected keys that go together in .*, got {alone} beside {beside}: rename"):
+        data.load(path)
+
+
+def test_a_table_is_told_how_it_becomes_data(tmp_path, monkeypatch):
+    """And not how it is unpickled; the way out works as it stands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.csv").write_text("a,b,c\n" + "1.5,2,3\n" * 20)
+    for name in ("my.csv", tmp_path / "my.csv", "./my.csv"):
+        with pytest.raises(DataError, match=r"expected an \.npz file .*my.csv, got") as caught:
+            data.load(name)
+        assert "pickle" not in str(caught.value)
+    exec(str(caught.value).split("of a csv, ")[1], {"numpy": np})
+    assert data.load("my.npz").x_shape == (3,)
+
+
 def test_a_pickle_is_refused_and_not_run(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -491,6 +519,7 @@ def test_values_that_are_not_finite_are_located(bad):
         (torch.zeros(4, 1), ShapeError, r"real y.*: fit\(vae, \(x, y\)\)"),
         (torch.tensor([0, 1, -1, 0]), LabelError, "whole numbers from 0, got -1 in row 2"),
         (np.array([0, 1, 1, 0.5]), LabelError, "got 0.5 in row 3"),
+        (np.array([[0, 1], [1, 1], [0, 0.5], [0, 0]]), LabelError, "got 0.5 in row 2"),
         (np.array([0, np.nan, 1, 0]), LabelError, "got nan in row 1"),
         (np.array([np.inf, 0, 1, 0]), LabelError, "got inf in row 0"),
         (np.array(["a", "b", "c", "d"]), LabelError, "expected y to hold real numbers, got dtype <U1"),

@@ -9,7 +9,8 @@ from ppca import Ppca, limit
 
 import ppl_vae as pv
 from ppl_vae.capture import CapturedSVI
-from ppl_vae.errors import NonFiniteError
+from ppl_vae.devices import find_device
+from ppl_vae.errors import ConfigError, NonFiniteError
 
 
 def digits(binarize="dynamic", **options):
@@ -205,3 +206,18 @@ def test_judged_samples_and_pictures_come_from_the_device(device, tmp_path):
     drawn = pv.plots.samples(vae.sample(4, y=[1, 2]), [1, 2])
     pv.plots.save(drawn, tmp_path / "samples.png")
     assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError])
+def test_a_device_without_double_precision_is_refused(error, monkeypatch):
+    """As MPS is, which says so with a TypeError of its own in the middle of a measurement."""
+
+    def empty(*shape, dtype=torch.float32, device=None):
+        if dtype == torch.float64:
+            raise error("the MPS framework doesn't support float64")
+        return original(*shape, dtype=dtype)
+
+    original = torch.empty
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(ConfigError, match=r"device: expected .* has double precision, got 'mps': the MPS framework"):
+        find_device("mps")

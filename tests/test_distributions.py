@@ -27,7 +27,7 @@ def some(*shape):
 
 def flow(name, **options):
     """A conditional zuko flow over (2,) in float64, the same in every call."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(2)
         return getattr(zuko.flows, name)(2, 4, hidden_features=(8,), **options).double()(some(3, 4))
 
@@ -417,7 +417,7 @@ def test_transport_refuses_where_there_is_no_map():
 def test_a_zuko_sampler_agrees_with_its_density(name):
     # E_p[h(z)/p(z)] = ∫h for h a normal density, so the mean of h/p is one. α = 1e-6 (4.89 standard errors of 20,000
     # draws): a scale wrong by 5% or a missing ½ log 2π is seen. float64.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         # Which density it is stays as it is; a fresh seed is one of the noise.
         torch.manual_seed(0)
         part = getattr(zuko.flows, name)(2).double()

@@ -5,8 +5,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ppl_vae as pv
 from ppl_vae import presets
@@ -45,18 +47,28 @@ def test_every_block_of_a_page_runs_and_says_what_is_true(page, tmp_path, monkey
     assert all("assert " in block for _, block in found[1:])
 
 
-def test_the_blocks_of_the_readme_run(monkeypatch, capsys):
-    """In order, on few rows of noise for MNIST, and with less annealing and a hastier judge."""
+def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    """In order, on few rows of noise for MNIST and whatever is read, with less annealing and a hastier judge."""
+    monkeypatch.chdir(tmp_path)
+    np.savetxt("my.csv", np.random.default_rng(0).normal(size=(50, 4)), delimiter=",", header="a,b,c,y")
+    Path("faces").mkdir()
+    for name in "ab":
+        Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 30, 3), dtype=np.uint8)).save(
+            f"faces/{name}.png"
+        )
     few = pv.data.from_tensors(torch.rand(1000, 1, 28, 28), torch.arange(1000) % 10, binarize="dynamic")
     monkeypatch.setattr(pv.data, "load", lambda *args, **options: few)
     for name, less in (("bounds", {"temperatures": 3, "chains": 2, "leapfrog": 1}), ("quality", {"steps": 20})):
         monkeypatch.setattr(pv.evaluation, name, functools.partial(getattr(pv.evaluation, name), **less))
     names = {"__name__": "README.md"}
     found = blocks("../README.md")
-    assert len(found) == 5
+    assert len(found) == 6
     for line, block in found:
         exec(compile("\n" * line + block, "README.md", "exec"), names)
     assert names["images"].shape == (8, 10, 1, 28, 28)
+    assert names["given_y"].sample(3, y=torch.zeros(1)).shape == (3, 3)
+    with np.load("faces.npz") as file:
+        assert (file["x"].shape, file["x"].dtype) == ((2, 1, 28, 28), np.uint8)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("Pareto", "lower bound", "dimensions are used", "calibration: ", "FID"))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -488,6 +489,19 @@ def test_comparison_is_paired():
     table = str(found)
     assert all(word in table for word in ("−log p(x|y)", "−ELBO", "exact", "off", "paired by row"))
     assert found.to_dict()["off"]["kl"]["difference"] == kl.mean().item()
+
+
+def test_a_comparison_has_its_headings_above_its_numbers():
+    x = torch.zeros(8, 4)
+    vae = pv.vae((4,), 2, likelihood="Gaussian")
+    for name in ("b", "a name longer than any heading"):
+        table = str(compare({"a": pv.evaluate(vae, x, samples=30), name: pv.evaluate(vae, x, samples=30)}))
+        heads = [line.index("mean") + len("mean") for line in table.splitlines() if " mean " in line]
+        rows = [line for line in table.splitlines() if line.startswith("a  ")]
+        assert len(heads) == len(rows) == 4
+        for end, row in zip(heads, rows, strict=True):
+            assert re.fullmatch(r"-?\d+\.\d{3}", row[:end].split()[-1])
+            assert row[end] == " "
 
 
 def test_probabilities_and_densities_have_no_difference():

@@ -200,7 +200,7 @@ def world(spread=1.0, uses_y=True, classes=3, weights=None):
 
 @pytest.fixture(scope="module")
 def data():
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)
         train, test = blobs(1500), blobs(900)
         return train, test, train_judge(*train, steps=400)

@@ -89,7 +89,7 @@ def by_hand(
     """The training loop of a textbook: (loss, reconstruction, KL), means over an epoch's data."""
     optimiser = optim(vae.parameters(), lr=lr(1) if callable(lr) else lr)
     rows = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for epoch in range(1, epochs + 1):
             optimiser.param_groups[0]["lr"] = lr(epoch) if callable(lr) else lr
@@ -592,7 +592,7 @@ def by_a_loader(vae: pv.VAE, loader: DataLoader[Any], lr: float) -> tuple[float,
     """An epoch of SGD by hand on what a loader gives, each batch scaled by the same number: (loss, −log p, KL)."""
     optimiser, sums, rows = torch.optim.SGD(vae.parameters(), lr=lr), torch.zeros(3, dtype=torch.float64), 0
     assert loader.batch_size is not None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)
         for x, _, mask in loader:
             q = vae.encode(torch.where(mask, x, 0.0))
@@ -1212,6 +1212,32 @@ def test_what_was_fitted_can_be_pickled_and_fitted_again(tmp_path: Path) -> None
         assert numbers(run(other, x)) == expected
         assert same(weights(other), weights(vae))
     SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x)
+
+
+def test_a_run_goes_on_with_the_rows_it_was_validated_on(tmp_path: Path) -> None:
+    """Their epochs stand in one history, and the best is chosen among them; of old none is known."""
+    x, vae = torch.randn(20, D), pv.vae((D,), 2, likelihood="Gaussian", hidden=[8])
+    options = {"checkpoint": tmp_path, "resume": True, "progress": False}
+    pv.fit(vae, x, valid=x[:9], epochs=1, **options)
+    with pytest.raises(CheckpointError, match="expected to resume the same run, got another valid: '"):
+        pv.fit(vae, x, valid=x[9:], epochs=2, **options)
+    assert len(pv.fit(vae, x, valid=x[:9].clone(), epochs=2, **options)) == 2
+    state = json.loads((tmp_path / "training.json").read_text())
+    del state["settings"]["valid"]
+    (tmp_path / "training.json").write_text(json.dumps(state))
+    assert len(pv.fit(vae, x, valid=x[9:], epochs=3, **options)) == 3
+
+
+def test_what_a_killed_training_left_half_written_goes(tmp_path: Path) -> None:
+    """With the next one in its folder, which is alone there; what others may be writing stays."""
+    digest = "0123456789abcdef"
+    gone = [f".training-{digest}.safetensors.123.tmp", ".training.json.123.tmp"]
+    kept = [f".model-{digest}.safetensors.123.tmp", ".config.yaml.123.tmp", ".training-notes.tmp"]
+    for name in gone + kept:
+        (tmp_path / name).write_bytes(b"half")
+    vae = pv.vae((D,), 2, likelihood="Gaussian", hidden=[8])
+    pv.fit(vae, torch.randn(20, D), epochs=1, checkpoint=tmp_path, progress=False)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == sorted(kept)
 
 
 def test_rows_that_are_scaled_or_shaped_otherwise_are_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:

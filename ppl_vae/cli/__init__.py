@@ -16,6 +16,7 @@ it. A run is a folder: ``config.yaml``, ``metrics.jsonl``, the model, ``evaluati
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -42,6 +43,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 1 for an audit that failed, 2 after one line that says what was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal, or a file, that has no − is no reason to lose what was measured.
+            stream.reconfigure(errors="backslashreplace")
     try:
         if not words or words[0] in ("-h", "--help"):
             print((__doc__ or "").strip())

@@ -87,9 +87,9 @@ class AuditFailed(PplVaeError, ValueError):
     """The audit of a run found a difference."""
 
 
-def report(vae: VAE, source: data.Data, out: Path, objective: ELBO) -> None:
+def report(vae: VAE, source: data.Data, out: Path, objective: ELBO, progress: bool = True) -> None:
     """Print and write what the test set says of a model, and whether training stood on what it should."""
-    result = evaluate(vae, *xy(vae, source.test), progress=True)
+    result = evaluate(vae, *xy(vae, source.test), progress=progress)
     # What it was trained on, and what that stands on; ppl-vae audit goes through all there is.
     objectives = [Trace_ELBO(), TraceMeanField_ELBO()]
     if type(objective) not in map(type, objectives) and type(objective) in map(type, library()):
@@ -117,7 +117,7 @@ def more(vae: VAE, split: data.Split, seed: int) -> tuple[dict[str, Any], list[s
             measurements["labels"] = lambda: label_use(vae, *xy(vae, spread(split, _ROWS)), seed=seed)
         else:
             left_out.append(
-                f"left out: use of y: {classes} labels would take hours; pv.evaluation.label_use does it on fewer rows"
+                f"left out: use of y: {classes} labels would take hours; in Python label_use(...) does it on fewer rows"
             )
     for name, measure in measurements.items():
         try:
@@ -246,10 +246,11 @@ def draw(vae: VAE, source: data.Data, out: Path, history: History | None) -> lis
     if history is not None:
         unit = "nats per image" if images else "nats per row"
         figures["history"] = plots.history(history, unit=unit, title=f"{source.name}: training")
-    if images:
-        some = spread(source.test, 20)
-        figures["reconstructions"] = reconstructions(some, vae.reconstruct(*xy(vae, some)).cpu(), vrange)
+    # The mean of an encoder that has none in closed form is that of draws.
     with seeded(0, vae._beta.device):
+        if images:
+            some = spread(source.test, 20)
+            figures["reconstructions"] = reconstructions(some, vae.reconstruct(*xy(vae, some)).cpu(), vrange)
         test = spread(source.test, 1000)
         x, y = xy(vae, test)
         chunks = [(some.x, None if y is None else some.y) for some in _chunks(test)]

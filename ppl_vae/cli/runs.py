@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from jsonargparse import Namespace
 
 from .. import data, plots
@@ -21,6 +20,7 @@ from ..evaluation import audit, compare, evaluate
 from ..history import History
 from ..model import VAE
 from ..state import has_state
+from .config import in_full, read_yaml
 from .files import described, fingerprint, read_evaluation, write_arrays, write_evaluation, write_json
 from .parsing import parse, parser_of
 from .report import (
@@ -42,13 +42,20 @@ from .report import (
 __all__ = ["audit_run", "compare_runs", "evaluate_run", "plot", "reconstruct", "sample"]
 
 
+# Where the data of a run are, if that is not where they were.
+_DATA = (
+    ("data.name", str | None, None, "the run's data set, or .npz file, if it lies elsewhere now"),
+    ("data.root", str | None, None, "the folder of named data sets, likewise"),
+)
+
+
 def _open_run(command: Callable[..., Any], words: list[str], *options: tuple[str, Any, Any, str]) -> Namespace:
     parser = parser_of(command.__name__.removesuffix("_run"), command)
     parser.add_argument("run", type=str, help="the folder of a run")
     parser.add_argument("--device", type=str, default="auto", help="auto is CUDA where there is one")
     for name, kind, default, words_of_help in options:
         parser.add_argument(f"--{name}", type=kind, default=default, help=words_of_help)
-    return parse(parser, words, {})
+    return parse(parser, in_full(words), {})
 
 
 def _model(options: Namespace) -> VAE:
@@ -63,16 +70,19 @@ def _model(options: Namespace) -> VAE:
 
 def _model_and_data(options: Namespace) -> tuple[VAE, data.Data]:
     vae, path = _model(options), Path(options.run) / "config.yaml"
+    elsewhere = {key: value for key, value in options.data.as_dict().items() if value is not None}
     try:
-        config = yaml.safe_load(path.read_text())
-        source = data.load(**config["data"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        source = data.load(**read_yaml(path)["data"] | elsewhere)
+    except DataError as error:
+        raise DataError(f"{error}; --data and --data.root say where they are now") from error
+    except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: expected the configuration of a run: {error}") from error
     then = described(options.run).get("test_rows")
     if then is not None and then != fingerprint(source.test):
         raise DataError(
             f"{options.run}: expected the test rows that its training left aside, got others, on some of which it may "
-            f"have been trained: the data of {source.name} have changed since. Train anew, or put them back"
+            f"have been trained: the data of {source.name} have changed since. Train anew, put them back, or say with "
+            "--data where they are"
         )
     return vae, source
 
@@ -95,7 +105,9 @@ def sample(words: list[str]) -> None:
         classes = getattr(vae.condition, "classes", None)
         if not isinstance(classes, int):
             kind = type(vae.condition).__name__
-            raise ConfigError(f"sample: expected a model of labels, got one of {kind}: load(...).sample(n, y) draws")
+            raise ConfigError(
+                f"sample: expected a model of labels, got one of {kind}: in Python load(...).sample(n, y) does"
+            )
         labels = list(range(classes))
     y = options.label if labels is None else torch.tensor(labels)
     with seeded(options.seed, vae._beta.device):
@@ -104,9 +116,12 @@ def sample(words: list[str]) -> None:
     path = Path(options.out or Path(options.run) / name)
     lead = 1 if labels is None else 2
     title = "draws from p(x|y)" if labels else "draws from p(x)"
-    # Rows of x and y, as --data reads them.
-    shape = tuple(x.shape[lead:])
-    rows = {"x": x.reshape(-1, *shape).cpu().numpy()} | ({} if labels is None else {"y": np.tile(labels, options.n)})
+    # Rows of x and y, as --data reads them: whole numbers say that they are levels, and bytes that there are 256.
+    shape, levels = tuple(x.shape[lead:]), None if options.mean else getattr(vae.likelihood, "levels", None)
+    numbers = x.reshape(-1, *shape).cpu().numpy()
+    if levels is not None:
+        numbers = numbers.astype(np.uint8 if levels in (2, 256) else np.int64)
+    rows = {"x": numbers} | ({} if labels is None else {"y": np.tile(labels, options.n)})
     _write(path, are_images(shape, vrange), lambda: plots.samples(x, labels, vrange=vrange, title=title), rows)
 
 
@@ -126,12 +141,15 @@ def reconstruct(words: list[str]) -> None:
     options = _open_run(
         reconstruct,
         words,
+        *_DATA,
         ("n", int, 20, "how many rows, spread over the test set"),
+        ("seed", int, 0, "of draws of z, whose mean stands for one that has no closed form"),
         ("out", str | None, None, "the picture, the numbers beside it in .npz; by default in the run's folder"),
     )
     vae, source = _model_and_data(options)
     some = spread(source.test, options.n)
-    x_hat = vae.reconstruct(*xy(vae, some)).cpu()
+    with seeded(options.seed, vae._beta.device):
+        x_hat = vae.reconstruct(*xy(vae, some)).cpu()
     rows = {"x": some.x, "reconstruction": x_hat, "y": some.y}
     arrays = {name: values.cpu().numpy() for name, values in rows.items() if values is not None}
     path, vrange = Path(options.out or Path(options.run) / "reconstructions.png"), vrange_of(source.range)
@@ -146,6 +164,7 @@ def evaluate_run(words: list[str]) -> None:
     options = _open_run(
         evaluate_run,
         words,
+        *_DATA,
         ("samples", int, 500, "of z for the importance-sampled log p(x|y)"),
         ("rows", int | None, None, "so many rows, spread over the test set; by default all"),
         ("thorough", bool, False, "also judge the samples, the guide's calibration and bounds of log p: some minutes"),
@@ -155,14 +174,19 @@ def evaluate_run(words: list[str]) -> None:
     history, out = _history(options.run), Path(options.run)
     test = source.test if options.rows is None else spread(source.test, options.rows)
     result = evaluate(vae, *xy(vae, test), samples=options.samples, seed=options.seed, progress=True)
-    found, left_out = more(vae, test, options.seed)
-    if options.thorough:
-        further, too = thorough(vae, source, test, options.seed)
-        found, left_out = found | further, left_out + too
-    parts = (f"{HEADINGS[name]}\n{part}" if name in HEADINGS else str(part) for name, part in found.items())
-    # Before it is written, which can fail.
-    print("\n\n".join([str(result), *parts, *left_out]), flush=True)
-    write_evaluation(out, result, test, {name: part.to_dict() for name, part in found.items()})
+    said = [str(result)]
+    # Written before it is printed, and at once, as what follows may take minutes; said in any case.
+    try:
+        write_evaluation(out, result, test)
+        found, left_out = more(vae, test, options.seed)
+        if options.thorough:
+            further, too = thorough(vae, source, test, options.seed)
+            found, left_out = found | further, left_out + too
+        said += (f"{HEADINGS[name]}\n{part}" if name in HEADINGS else str(part) for name, part in found.items())
+        said += left_out
+        write_evaluation(out, result, test, {name: part.to_dict() for name, part in found.items()})
+    finally:
+        print("\n\n".join(said), flush=True)
     pictures = draw(vae, source, out, history)
     if "calibration" in found:
         pictures.append(draw_calibration(vae, found["calibration"], out))
@@ -188,15 +212,20 @@ def compare_runs(words: list[str]) -> None:
                 "their data differ, or their --rows; run ppl-vae evaluate on the same"
             )
     comparison = compare({run: evaluation for run, (evaluation, _) in found.items()})
-    if options.out is not None:
-        write_json(Path(options.out), comparison.to_dict())
     print(comparison)
+    if options.out is not None:
+        (path := Path(options.out)).parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, comparison.to_dict())
 
 
 def audit_run(words: list[str]) -> None:
     """Compare every objective's loss and gradient with the same written by hand; exit with 1 where one fails."""
     options = _open_run(
-        audit_run, words, ("rows", int, 64, "spread over the test set"), ("particles", int, 100, "draws of the noise")
+        audit_run,
+        words,
+        *_DATA,
+        ("rows", int, 64, "spread over the test set"),
+        ("particles", int, 100, "draws of the noise"),
     )
     vae, source = _model_and_data(options)
     result = audit(vae, *xy(vae, spread(source.test, options.rows)), particles=options.particles)
@@ -211,7 +240,7 @@ def plot(words: list[str]) -> None:
 
     ppl-vae evaluate draws likelihood.png, and with --thorough true calibration.png.
     """
-    options = _open_run(plot, words)
+    options = _open_run(plot, words, *_DATA)
     vae, source = _model_and_data(options)
     print("\n".join(str(path) for path in draw(vae, source, Path(options.run), _history(options.run))))
 

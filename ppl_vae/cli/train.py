@@ -12,30 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from .. import data, presets
-from ..checkpoint import replace, save
+from ..checkpoint import read, replace, save
 from ..devices import seeded
-from ..errors import ConfigError, PplVaeError
+from ..errors import CheckpointError, ConfigError, PplVaeError
 from ..history import History
 from ..model import VAE
 from ..objectives import warmup
-from ..state import has_state
 from ..training import fit
+from .config import CHOSEN, NAMED, PARTS, SHARED, as_chosen, as_yaml, in_full, read_yaml, take_config, value_of
 from .files import fingerprint
 from .parsing import parse, parser_of
 from .report import PICTURES, draw, report
 
 __all__ = ["train"]
 
-PARTS = ("prior", "likelihood", "encoder")
-CHOSEN = (*PARTS, "objective")
-NAMED = (*CHOSEN, "data")
-# What parts share is filled in; these can be typed all the same, to override it.
-SHARED: dict[str, Any] = {"features": int, "x_shape": list[int], "context": int, "total_count": int, "levels": int}
-SHARED |= {"shift": float, "scale": float, "hidden": list[int]}
 # Options of zuko's that are functions, which no word stands for, and the shapes that go with them.
 UNTYPABLE = {"activation", "univariate", "shapes"}
 # A Vamp has the model's encoder, and starts from the data.
@@ -47,16 +40,15 @@ UNTYPABLE |= {"jit_options", "retain_graph", "tail_adaptive_beta"}
 BY_NAME: dict[str, Any] = {"network": str | dict, "distribution": str, "args": list[float]}
 BY_NAME |= {"flow": str | dict, "first": str | dict, "second": str | dict}
 # Of what fit takes, what a word cannot say as it is; all else is an option of the same name.
-_ASIDE = {"vae", "train", "valid", "lr", "optim", "objective", "beta", "checkpoint", "resume", "overwrite"}
-_ASIDE |= {"callbacks", "progress"}
+_ASIDE = {"vae", "train", "valid", "lr", "optim", "objective", "beta", "checkpoint", "resume", "overwrite", "callbacks"}
 _OF_FIT = [name for name in inspect.signature(fit).parameters if name not in _ASIDE]
 
 
 def train(words: list[str]) -> None:
     """Train a model and report on it."""
-    words = [re.sub(rf"^--({'|'.join(NAMED)})(?==|$)", r"--\1.name", word) for word in words]
-    config = _read_config(words)
-    names = {kind: _typed(f"{kind}.name", words) or config.get(kind, {}).get("name") for kind in NAMED}
+    words = in_full(words)
+    config = take_config(words)
+    names = {kind: value_of(f"{kind}.name", words) or config.get(kind, {}).get("name") for kind in NAMED}
     names["objective"] = names["objective"] or "trace"
     # The options of one part, or objective, mean nothing to another that the words put in its place.
     config = {k: v for k, v in config.items() if k not in CHOSEN or v.get("name") == names[k]}
@@ -75,12 +67,12 @@ def train(words: list[str]) -> None:
     # What context: 0 wrapped is written as it is typed.
     made = {k: d["part"] if d and d["name"] == "Unconditional" else d for k, d in made.items()}
     if options.print_config:
-        print(_as_yaml(typed | made), end="")
+        print(as_yaml(typed | made), end="")
         return
     shared = {"features": options.latent, "hidden": options.hidden, "network": options.network}
     # Of what parts share, a prior is given the number of features alone.
     of = {kind: {"features": options.latent} if kind == "prior" else shared for kind in PARTS}
-    text = _as_yaml(typed | {k: d and _as_chosen(d, options[k].as_dict(), of[k]) for k, d in made.items()})
+    text = as_yaml(typed | {k: d and as_chosen(d, options[k].as_dict(), of[k]) for k, d in made.items()})
     how = options.objective.as_dict()
     objective = presets.lookup(presets.OBJECTIVES, how.pop("name"), "objective name")(**how)
     if options.warmup < 0:
@@ -106,9 +98,6 @@ def train(words: list[str]) -> None:
         if len(history) > options.epochs:
             done = f"{len(history)} epochs are done in {out}"
             raise ConfigError(f"--epochs {options.epochs}: {done}: name that number to end there, or more")
-        if not records.written:
-            # A run that had come to its end: what it is said to be, and its epochs, are written as they are.
-            records(vae, history)
     except PplVaeError:
         with contextlib.suppress(OSError):
             out.rmdir()  # Only if it is empty: nothing was trained.
@@ -117,7 +106,16 @@ def train(words: list[str]) -> None:
         if records.written:
             print(f"what was written last is in {out}: ppl-vae train --resume --out {out} goes on", file=sys.stderr)
         raise
-    save(vae, out, data=source.describe() | {"test_rows": fingerprint(source.test)})
+    there = {} if records.written else _weights(out)
+    own = {name: tensor.cpu() for name, tensor in vae.state_dict().items()}
+    same = there.keys() == own.keys() and all(torch.equal(there[name], own[name]) for name in own)
+    if not records.written:
+        # A run that had come to its end. What was measured of it holds, unless it went on in Python since.
+        if there and not same:
+            records.clear()
+        records.write(history)
+    if not same:
+        save(vae, out, data=source.describe() | {"test_rows": fingerprint(source.test)})
     parts = ", ".join(f"{k} {type(p).__name__}" for k in PARTS if (p := getattr(vae, k)) is not None)
     numbers = sum(p.numel() for p in vae.parameters())
     print(f"{source.name}, {len(history)} epochs: {parts}; {numbers:,} parameters, trained on {history.info['device']}")
@@ -126,80 +124,11 @@ def train(words: list[str]) -> None:
     if not len(source.test):
         print("no rows are left to test on: neither evaluated nor drawn")
         return
-    report(vae, source, out, objective)
+    if (out / "evaluation.json").exists():
+        print(f"nothing was trained, and what was measured stays: ppl-vae evaluate {out} measures and draws again")
+        return
+    report(vae, source, out, objective, options.progress)
     print("\n".join(str(path) for path in draw(vae, source, out, history)))
-
-
-def _as_yaml(settings: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-
-
-def _read_config(words: list[str]) -> dict[str, Any]:
-    """Take ``--config FILE`` out of the words; return what the file says, or what a run to be resumed was made with."""
-    for i, word in enumerate(words):
-        if re.match(r"--config(=|$)", word):
-            file = word.partition("=")[2] if "=" in word else "".join(words[i + 1 : i + 2])
-            del words[i : i + (1 if "=" in word else 2)]
-            break
-    else:
-        out = _typed("out", words) if "--resume" in words else None
-        if out is None:
-            return {}
-        file = str(Path(out, "config.yaml"))
-        if not Path(file).is_file():
-            if not has_state(out):
-                return {}
-            raise ConfigError(
-                f"--resume: expected a run of ppl-vae train in {out}, with its config.yaml, got one without: "
-                "fit(resume=...) goes on with it in Python, or name the options that it had in --config"
-            )
-    try:
-        config = yaml.safe_load(Path(file).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config: expected a YAML file of options, got {file!r}: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file}: expected a mapping of options, got {type(config).__name__}")
-    config = {k: {"name": v} if k in NAMED and isinstance(v, str) else v for k, v in config.items()}
-    config = {k: v for k, v in config.items() if not (k in PARTS and v is None)}
-    for kind in NAMED:
-        if not isinstance(config.get(kind, {}), dict):
-            raise ConfigError(f"{file}: expected {kind} to be a name or a mapping with one, got {config[kind]!r}")
-    latent = {"features": config.get("latent")}
-    bodies = latent | {key: config.get(key) for key in ("hidden", "network")}
-    parts = {kind: config[kind] for kind in PARTS if kind in config}
-    for kind, part in parts.items():
-        if config.get("latent") is not None and part.get("features", config["latent"]) != config["latent"]:
-            raise ConfigError(
-                f"{file}: latent is {config['latent']!r} and {kind}.features {part['features']!r}, which is to be the "
-                "same: leave features out of the parts, and it will be"
-            )
-    return config | {kind: _as_typed(part, latent if kind == "prior" else bodies) for kind, part in parts.items()}
-
-
-def _as_typed(part: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """A part without what was filled in from options that parts share, since the words may give these another value."""
-    inner = {key: _as_typed(value, shared) if isinstance(value, dict) else value for key, value in part.items()}
-    return {key: value for key, value in inner.items() if key not in shared or value != shared[key]}
-
-
-def _as_chosen(part: Mapping[str, Any], typed: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
-    """A part without what parts share and nobody typed: who edits ``latent`` in a file means all of them."""
-    # A part within a part may have been typed as a name.
-    typed = typed if isinstance(typed, Mapping) else {}
-    filled_in = {key for key in (*SHARED, "network") if typed.get(key) is None}
-    chosen = {key: value for key, value in part.items() if key not in filled_in}
-    inner = {k: _as_chosen(v, typed.get(k), shared) if isinstance(v, dict) else v for k, v in chosen.items()}
-    return {key: value for key, value in inner.items() if key not in shared or value != shared[key]}
-
-
-def _typed(option: str, words: list[str]) -> str | None:
-    """The value that the words give an option."""
-    for i, word in enumerate(words):
-        if word.startswith(f"--{option}="):
-            return word.partition("=")[2]
-        if word == f"--{option}" and i + 1 < len(words):
-            return words[i + 1]
-    return None
 
 
 def _train_parser(names: Mapping[str, str | None]) -> ArgumentParser:
@@ -290,6 +219,13 @@ def _run_folder(options: Namespace) -> Path:
         )
     if options.resume and not there:
         raise ConfigError(f"--resume: expected a run in {out}, found none")
+    if options.resume and (config := out / "config.yaml").is_file():
+        began = read_yaml(config).get("start_from_data", False)
+        if began != options.start_from_data:
+            raise ConfigError(
+                f"--start_from_data: expected it to be {began}, as when the run in {out} began, got "
+                f"{options.start_from_data}: train anew in another folder"
+            )
     if there and not options.resume and not options.overwrite:
         raise ConfigError(f"{out} holds a run already: add --resume to continue it, --overwrite to replace it")
     try:
@@ -297,6 +233,14 @@ def _run_folder(options: Namespace) -> Path:
     except OSError as error:
         raise ConfigError(f"--out {out}: expected a folder that can be made: {error.strerror}") from error
     return out
+
+
+def _weights(out: Path) -> dict[str, torch.Tensor]:
+    """The weights of the model in a folder; none where there is no model, or a damaged one."""
+    try:
+        return read(out, "model")[0]
+    except CheckpointError:
+        return {}
 
 
 class _Records:
@@ -310,11 +254,21 @@ class _Records:
 
     def __call__(self, vae: VAE, history: History) -> None:
         if not self.written:
-            results = [f"{name}.json" for name in ("model", "evaluation", "audit")]
-            results += [f"{name}.npz" for name in ("evaluation", "samples", "reconstructions")]
-            labelled = (path.name for path in self.out.glob("samples-*") if path.suffix in (".png", ".npz"))
-            for old in (*results, *(f"{name}.png" for name in PICTURES), *labelled):
-                (self.out / old).unlink(missing_ok=True)
+            self.clear()
+        self.write(history)
+
+    def clear(self) -> None:
+        """Remove a model, and what the commands wrote of it under names of their own."""
+        names = [f"{name}.json" for name in ("model", "evaluation", "audit")]
+        names += [f"{name}.npz" for name in ("evaluation", "samples", "reconstructions")]
+        names += [f"{name}.png" for name in PICTURES]
+        names += [p.name for p in self.out.glob("samples-*") if re.fullmatch(r"samples-\d+\.(png|npz)", p.name)]
+        for name in names:
+            (self.out / name).unlink(missing_ok=True)
+
+    def write(self, history: History) -> None:
+        """Write what the run is said to be, once, and the epochs that are new."""
+        if not self.written:
             replace(self.out / "config.yaml", self.config.encode())
         with (self.out / "metrics.jsonl").open("a" if self.written else "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in history[self.written :])

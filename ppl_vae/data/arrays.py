@@ -40,10 +40,11 @@ def _labels(y: Any) -> Tensor:
     labels = _numbers(y, "y", LabelError)
     fit = np.isfinite(labels) & (labels == np.floor(labels)) & (labels >= 0)
     if not fit.all():
-        row = int(fit.argmin())
+        first = int(fit.argmin())
+        row = np.unravel_index(first, fit.shape)[0]
         raise LabelError(
-            f"expected labels to be whole numbers from 0, got {labels.flat[row]} in row {row}: "
-            "number the classes with numpy.unique(y, return_inverse=True)[1]; real y: fit(vae, (x, y))"
+            f"expected labels to be whole numbers from 0, got {labels.flat[first]} in row {row}: "
+            "number the classes with numpy.unique(y, return_inverse=True)[1]; real y: fit(vae, (x, y)) in Python"
         )
     return torch.from_numpy(labels.astype(np.int64))
 

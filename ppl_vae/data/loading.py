@@ -32,7 +32,7 @@ def load(
     """A data set by its name, or by the path of an ``.npz`` file.
 
     A file of one's own holds ``x`` and perhaps ``y``, or ``x_train``, ``y_train``, ``x_valid``, ...; what is
-    missing is cut as :func:`from_tensors` does, and other keys are ignored. Shapes stay as they are: pixels
+    missing is cut as :func:`from_tensors` does, and keys of other names are ignored. Shapes stay as they are: pixels
     ``(N, H, W)`` have the x_shape ``(H, W)``. The same call gives the same tensors, no global random state is
     touched, and nothing is written but a download of the MNIST family into ``root``.
 
@@ -45,7 +45,8 @@ def load(
 
     Raises:
         ConfigError: an unknown option or name (the nearest is named), or binary pixels to be binarised.
-        DataError: a file that is missing or damaged, or values that cannot be binarised.
+        DataError: a file that is missing or damaged, keys that do not go together, such as ``x_train`` and ``y``, or
+            values that cannot be binarised.
         LabelError: labels that are no whole numbers from 0, or that some splits have and others lack.
         ShapeError: arrays that do not fit each other.
 
@@ -55,7 +56,7 @@ def load(
     """
     known("binarize", binarize, BINARIZE)
     known("scale", scale, SCALE)
-    if isinstance(name, Path) or name.endswith(".npz") or os.sep in name:
+    if isinstance(name, Path) or Path(name).suffix or os.sep in name:
         arrays = user_arrays(Path(name).expanduser())
         return from_tensors(**arrays, name=str(name), binarize=binarize, scale=scale, seed=seed)
     known("name", name, SOURCES, "a path to an .npz file of your own")

@@ -105,6 +105,12 @@ def user_arrays(path: Path) -> dict[str, Any]:
     if f"x{end}" not in arrays:
         raise DataError(f"expected pixels under the key x or x_train in {path}, got neither: rename the key")
     held = {part: (arrays[f"x_{part}"], arrays.get(f"y_{part}")) for part in PARTS[1:] if f"x_{part}" in arrays}
+    ends = (end, *(f"_{part}" for part in held))
+    if alone := [key for key in arrays if key[1:] not in ends]:
+        raise DataError(
+            f"expected keys that go together in {path}, x and y or x_train and y_train, got {', '.join(alone)} beside "
+            f"x{end}: rename or remove {'it' if len(alone) == 1 else 'them'}"
+        )
     return {"x": arrays[f"x{end}"], "y": arrays.get(f"y{end}"), **held}
 
 
@@ -117,12 +123,17 @@ def _npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of the keys that a file has, nothing unpickled."""
     try:
         # Opened here because numpy, given a path, leaves a damaged file open.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {key: file[key] for key in keys if key in file.files}
+        with path.open("rb") as raw:
+            if raw.peek(2)[:2] != b"PK":
+                # Numpy would say how to unpickle it.
+                raise ValueError("it is none")
+            with np.load(raw, allow_pickle=False) as file:
+                return {key: file[key] for key in keys if key in file.files}
     except _DAMAGED as error:
         raise DataError(
-            f"expected an .npz file of plain arrays at {path}, got {type(error).__name__} ({error}): mend "
-            "the path or root, or write the file again with numpy.savez"
+            f"expected an .npz file of plain arrays at {path}, got {type(error).__name__} ({error}): mend the path or "
+            "root, or write the file again; of a csv, numpy.savez('my.npz', x=numpy.loadtxt('my.csv', delimiter=',', "
+            "skiprows=1))"
         ) from error
 
 

@@ -47,7 +47,7 @@ class Comparison(Report):
         return mean_and_error(other.values[term] - first.values[term])
 
     def __str__(self) -> str:
-        wide = max(4, *map(len, self.evaluations))
+        wide = max(map(len, [*self.evaluations, *(_COLUMNS[term] for term in self.terms)]))
         rows = next(iter(self.evaluations.values())).rows
         lines = [f"{rows} rows, nats per datum; differences from the first, paired by row"]
         for term in self.terms:

@@ -58,6 +58,7 @@ def write(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], info: Ma
         CheckpointError: if the folder cannot be written to; the previous record is intact.
     """
     folder = Path(folder)
+    path = folder / f"{stem}.json"
     kept, aliases = _distinct(tensors)
     data = safetensors.torch.save(kept)
     digest = hashlib.sha256(data).hexdigest()
@@ -69,16 +70,17 @@ def write(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], info: Ma
         raise CheckpointError(f"{folder}: expected info that JSON can hold: {error}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        since = path.stat().st_mtime_ns if path.exists() else 0
         replace(folder / weights, data)
-        replace(folder / f"{stem}.json", text.encode())
+        replace(path, text.encode())
     except OSError as error:
         raise CheckpointError(f"{folder}: expected a folder to write to: {error.strerror or error}") from error
-    # Ours alone: somebody may keep a model-best.safetensors here.
+    # Ours alone: somebody may keep a model-best.safetensors here. And those of before, as another may write here, too.
     for old in folder.glob(f"{stem}-{16 * '[0-9a-f]'}.safetensors"):
-        if old.name != weights:
-            with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):
+            if old.name != weights and old.stat().st_mtime_ns <= since:
                 old.unlink()
-    return folder / f"{stem}.json"
+    return path
 
 
 def _distinct(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -38,7 +38,9 @@ class Batches:
         if isinstance(source, DataLoader):
             if source.batch_size is None:
                 raise ConfigError("a DataLoader needs a batch_size, which the loss per datum is scaled by")
-            _check_again(source.dataset)
+            # A worker has a copy of its own in every epoch.
+            if not source.num_workers:
+                _check_again(source.dataset)
             self.loader, self.batch_size = source, int(source.batch_size)
             first = next(iter(source), None)
             if first is None:

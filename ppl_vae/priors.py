@@ -292,8 +292,7 @@ class Vamp(Part):
                     f"Vamp: expected an encoder with an x_shape, got {type(encoder).__name__}: give pseudo_inputs "
                     "(K, *x_shape) instead"
                 )
-            inside = standardising(encoder)
-            told = inside[0] if inside else encoder
+            told = encoder if hasattr(encoder, "shift") else next(iter(standardising(encoder)), encoder)
             shift, scale = (torch.as_tensor(getattr(told, n, d)).cpu() for n, d in (("shift", 0.0), ("scale", 1.0)))
             given = shift + scale * torch.rand(components, *shape)
         self.encoder, self.components, self.classes = encoder, components, classes

@@ -22,7 +22,7 @@ from .batches import Batches
 from .errors import ConfigError, PartError
 from .model import VAE
 
-__all__ = ["Schedule", "check_objective", "check_optim", "schedule", "settings"]
+__all__ = ["Schedule", "check_objective", "check_optim", "schedule", "settings_of"]
 
 Schedule = float | Callable[[int], float]
 
@@ -82,7 +82,7 @@ def check_objective(objective: Any) -> None:
         )
 
 
-def settings(
+def settings_of(
     vae: VAE,
     batches: Batches,
     validation: Batches | None,

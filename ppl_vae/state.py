@@ -31,7 +31,18 @@ try:
 except ImportError:  # Windows has other locks, and is left without.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["alone", "folders", "has_state", "replacing", "restore", "set_weights", "store", "weights"]
+__all__ = [
+    "Depends",
+    "alone",
+    "check_writable",
+    "folders",
+    "has_state",
+    "replacing",
+    "restore",
+    "set_weights",
+    "store",
+    "weights",
+]
 
 
 def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
@@ -39,21 +50,19 @@ def weights(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
     return vae.state_dict() | {f"param.{k}": v.detach() for k, v in _loose(vae, steps).items()}
 
 
-def _leaves(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
-    """The parameters of the program by name; those that it has lost, as with a layer that is exchanged, are not."""
-    loose, own = _loose(vae, steps), {id(parameter) for parameter in vae.parameters()}
-    return {name: leaf for name, leaf in steps.optim.leaves.items() if name in loose or id(leaf) in own}
-
-
 def _loose(vae: VAE, steps: CapturedSVI) -> dict[str, Tensor]:
-    """Those of them that no module of the model's has."""
+    """The parameters of the program that no module of the model's has."""
     leaves, store = steps.optim.leaves.items(), pyro.get_param_store()
     return {name: leaf for name, leaf in leaves if name in store and not name.startswith(f"{vae.name}$$$")}
 
 
 def _trained(vae: VAE, steps: CapturedSVI) -> list[dict[str, Tensor]]:
-    """The parameters that the optimiser has by name, a dict for each of its groups; none that the program has lost."""
-    names = {id(leaf): name.removeprefix(f"{vae.name}$$$") for name, leaf in _leaves(vae, steps).items()}
+    """The parameters that the optimiser has by name, a dict for each of its groups.
+
+    Those that the program has lost, as with a layer that is exchanged, are not among them.
+    """
+    held = [*_loose(vae, steps).items(), *vae.named_parameters()]
+    names = {id(parameter): name for name, parameter in held}
     groups = steps.optim.optimizer.param_groups
     return [{names[id(p)]: p for p in group["params"] if id(p) in names} for group in groups]
 
@@ -61,6 +70,22 @@ def _trained(vae: VAE, steps: CapturedSVI) -> list[dict[str, Tensor]]:
 def _asked(vae: VAE, steps: CapturedSVI) -> set[str]:
     """The names of the parameters that the next step is to train, as far as the program has them."""
     return {name for name, p in vae.named_parameters() if p.requires_grad} | _loose(vae, steps).keys()
+
+
+class Depends:
+    """What of a model the next epoch depends on and a callback may change: compares equal while nothing of it has."""
+
+    def __init__(self, vae: VAE, steps: CapturedSVI) -> None:
+        self.told = vae.beta, _asked(vae, steps), [{*names} for names in _trained(vae, steps)]
+        self.weights = {name: tensor.detach().clone() for name, tensor in weights(vae, steps).items()}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Depends) or self.told != other.told or self.weights.keys() != other.weights.keys():
+            return False
+        pairs = [(tensor, other.weights[name]) for name, tensor in self.weights.items()]
+        return all(a.device == b.device and torch.equal(a, b) for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _progress(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, float | str]:
@@ -117,11 +142,9 @@ def alone(folder: str | Path | None) -> Iterator[None]:
     if folder is None or fcntl is None:
         yield
         return
-    there, probe = Path(folder).exists(), Path(folder) / f".{os.getpid()}.tmp"
+    there = Path(folder).exists()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
         held = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise CheckpointError(f"{folder}: expected a folder to write to: {error.strerror or error}") from error
@@ -143,6 +166,16 @@ def alone(folder: str | Path | None) -> Iterator[None]:
         if not there:
             with contextlib.suppress(OSError):
                 Path(folder).rmdir()  # Only if it is empty: nothing was trained.
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise for a folder that nothing can be written to, before there is an epoch to lose."""
+    probe = Path(folder) / f".{os.getpid()}.tmp"
+    try:
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: expected a folder to write to: {error.strerror or error}") from error
 
 
 def has_state(folder: str | Path) -> bool:
@@ -245,6 +278,9 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         raise CheckpointError(f"{folder}: damaged: no state of training in it: {error!r}") from error
     _check_same(folder, trained, _asked(vae, steps))
     set_weights(vae, steps, part["model"], str(folder))
+    # What is frozen now may be thawed yet, and has its moments then.
+    known = {f"{vae.name}$$${name}": p for name, p in vae.named_parameters() if name in numbers}
+    steps.optim.meet(steps.optim.leaves | known)
     now = _trained(vae, steps)
     optimizer = steps.optim.optimizer
     groups = optimizer.state_dict()["param_groups"]
@@ -252,9 +288,7 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
     kept_by = [next((numbers[name] for name in names if name in numbers), {}) for names in now]
     groups = [group | own for group, own in zip(groups, kept_by, strict=True)]
     places = {name: place for place, name in enumerate(name for names in now for name in names)}
-    # A callback may have frozen some at the end, which have no place now.
-    held = {places[name]: values for name, values in state.items() if name in places}
-    optimizer.load_state_dict({"state": held, "param_groups": groups})
+    optimizer.load_state_dict({"state": {places[n]: values for n, values in state.items()}, "param_groups": groups})
     torch.set_rng_state(rng[0])
     for device in kept:
         torch.cuda.set_rng_state(rng[1], device)
@@ -266,8 +300,8 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         )
     if moves := [*settings.get("moves", []), *([[len(rows), begun_on]] if moved else [])]:
         history.info["moves"] = moves
-    if settings.get("stopped"):
-        history.info["stopped"] = True
+    if (said := settings.get("stopped")) is not None:
+        history.info["stopped"] = said
     steps.steps, vae.beta = done, beta
     if "beta" in history.info:
         history.info["beta"] = settings.get("beta", beta)

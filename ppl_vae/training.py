@@ -33,8 +33,8 @@ from .history import History, bound_name
 from .model import VAE
 from .model.checks import check_not_nan
 from .objectives import Trace_ELBO
-from .settings import Schedule, check_objective, check_optim, schedule, settings
-from .state import alone, folders, replacing, restore, set_weights, store, weights
+from .settings import Schedule, check_objective, check_optim, schedule, settings_of
+from .state import Depends, alone, check_writable, folders, replacing, restore, set_weights, store, weights
 
 __all__ = ["fit"]
 
@@ -104,8 +104,8 @@ def fit(
             From a GPU to a CPU and back a run goes on with a warning: not bit for bit.
         overwrite: let the state of another training in ``checkpoint`` be replaced, which otherwise is an error. That
             happens when the first epoch of this one is written, and an error before leaves it as it was.
-        callbacks: one or several, called as ``callback(vae, history)`` after every epoch, before its state is written;
-            one that returns True ends training, and is asked again where that is resumed.
+        callbacks: one or several, called as ``callback(vae, history)`` after every epoch; one that returns True ends
+            training, and is asked again where that is resumed. What they change of the model is resumed, too.
         progress: show a bar.
 
     Raises:
@@ -156,7 +156,9 @@ def fit(
             batches.start()
 
     history = History(
-        info=settings(vae, batches, validation, objective, optim, seed, clip, precision, None if beta_at else vae.beta)
+        info=settings_of(
+            vae, batches, validation, objective, optim, seed, clip, precision, None if beta_at else vae.beta
+        )
     )
     steps = CapturedSVI(
         vae.model,
@@ -176,12 +178,12 @@ def fit(
     # The epoch of the best weights, and these.
     best: tuple[int, dict[str, Tensor]] | None = None
 
-    def asked() -> bool:
-        """Whether a callback ends training; each is called."""
+    def asked(some: Sequence[Callable[[VAE, History], Any]]) -> list[bool]:
+        """Which of the callbacks end training; each is called."""
         with torch.random.fork_rng(cuda_devices(device)):
-            found = [callback(vae, history) for callback in callbacks]
-        # And no other value that passes for true: numpy's own is one.
-        return any(isinstance(value, bool | np.bool_) and bool(value) for value in found)
+            found = [callback(vae, history) for callback in some]
+        # And no other value that passes for true; numpy's own is one.
+        return [isinstance(value, bool | np.bool_) and bool(value) for value in found]
 
     # Gradients are recorded, and the precision is an argument, whatever the caller is inside of.
     with (
@@ -202,7 +204,7 @@ def fit(
                 best = restore(resume, vae, steps, history)
             # The β that training is to end with, by which the best model is chosen.
             last_beta = history.info["beta"] if beta_at is None else beta_at(epochs)
-            if patience is not None and (best and best[0]) != history.best_epoch(last_beta):
+            if resume is not None and patience is not None and (best and best[0]) != history.best_epoch(last_beta):
                 raise ConfigError(
                     f"patience: {resume} was written without it at times, or for another β, and has not kept the "
                     "best model: resume without patience, or train anew with it"
@@ -210,10 +212,17 @@ def fit(
             begun, last = len(history), epochs
             # What goes on elsewhere is written there, if there is no epoch left to train, too.
             written = checkpoint == resume
+            if checkpoint is not None and (begun < last or not written):
+                check_writable(checkpoint)
             vae.eval()  # As it was at the end of an epoch, which is when callbacks see it.
-            # Where a callback ended it, that is asked again: a limit of time begins anew, a criterion does not.
-            if history.info.pop("stopped", False) and asked():
-                last = begun
+            # What ended it is asked again: a limit of time begins anew, a criterion does not.
+            if (said := history.info.get("stopped")) is not None:
+                same = len(said) == len(callbacks)
+                again = [c for c, ends in zip(callbacks, said, strict=True) if ends] if same else callbacks
+                if any(asked(again)):
+                    last = begun
+                else:
+                    del history.info["stopped"]
             bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress, dynamic_ncols=True)
             with bar, replacing(None if resume == checkpoint else checkpoint):
                 for epoch in range(begun + 1, last + 1):
@@ -237,17 +246,17 @@ def fit(
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
                     bar.set_postfix_str(f"{bound_name([row])} {shown:.2f} nats, {row['rate']:,.0f} rows/s")
                     bar.update()
-                    stop = False
-                    try:
-                        if stop := asked():
-                            history.info["stopped"] = True
-                    finally:
-                        # After the callbacks, which may change the model; an error of theirs costs no epoch.
-                        written = stop or epoch % checkpoint_every == 0 or epoch in (1, epochs)
-                        if checkpoint is not None and written:
-                            store(checkpoint, vae, steps, history, best)
-                    if stop:
+                    # Before the callbacks, so that one of them that is interrupted costs no epoch and leaves nothing;
+                    # and after them, if they have changed what the next epoch depends on.
+                    written = epoch % checkpoint_every == 0 or epoch in (1, epochs)
+                    if checkpoint is not None and written:
+                        store(checkpoint, vae, steps, history, best)
+                    before = Depends(vae, steps) if checkpoint is not None and written and callbacks else None
+                    if any(said := asked(callbacks)):
+                        history.info["stopped"], written = said, False
                         break
+                    if checkpoint is not None and before is not None and before != Depends(vae, steps):
+                        store(checkpoint, vae, steps, history, best)
             if checkpoint is not None and not written:
                 store(checkpoint, vae, steps, history, best)
             if patience is not None and best is not None:

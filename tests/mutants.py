@@ -591,15 +591,15 @@ MUTANTS = [
     Mutant(
         "moments that are restored by place and not by name",
         "state.py",
-        "{places[name]: values for name, values in state.items() if name in places}",
+        "{places[n]: values for n, values in state.items()}",
         "dict(enumerate(state.values()))",
         "test_training.py::test_what_joined_in_another_order_resumes_bit_identically",
     ),
     Mutant(
         "a layer that was exchanged leaves its moments to the new one",
         "state.py",
-        "if name in loose or id(leaf) in own}",
-        "}",
+        "    held = [*_loose(vae, steps).items(), *vae.named_parameters()]\n",
+        "    held = [(k.partition('$$$')[2] or k, v) for k, v in steps.optim.leaves.items()]\n",
         "test_training.py::test_a_layer_that_a_callback_exchanges_is_trained_resumed_and_the_old_one_forgotten",
     ),
     Mutant(

@@ -476,6 +476,21 @@ def test_too_many_graphs_fall_back_with_a_reason() -> None:
     assert svi.backend == "off"
 
 
+def test_graphs_that_repay_are_made_anew_and_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_vae.capture.svi._WORTH_RECORDING", 3)
+    svi, _, x, y = captured_vae()
+    for k in range(40):
+        svi.meet(x, y, total=float(k + 1))
+        # The one met first is met again and again, and stays.
+        svi.meet(x, y, total=1.0)
+        [svi.step(x, y, total=float(k + 1)) for _ in range(3)]
+        assert len(svi._graphs) == min(k + 1, 32)
+    assert svi.backend == "graph"
+    first, last = (svi._call((x, y), {"total": total}).key for total in (1.0, 40.0))
+    assert {first, last} <= svi._graphs.keys()
+    assert svi._call((x, y), {"total": 2.0}).key not in svi._graphs
+
+
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=["batch norm", "dropout"])
 def test_layers_with_state_or_noise_step_as_stock_does(layer: nn.Module) -> None:
     torch.manual_seed(0)

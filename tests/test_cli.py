@@ -578,12 +578,12 @@ def test_of_many_labels_the_first_are_drawn(
     data, vae = pv.data.from_tensors(x, y, test=(x, y)), pv.cvae((1, 4, 4), 2, 2000, hidden=(4,))
     rows = []
 
-    def encode(self: pv.VAE, x: Any, y: Any = None) -> Any:
+    def encoded(self: pv.VAE, x: Any, *args: Any) -> Any:
         rows.append(len(x))
-        return original(self, x, y)
+        return original(self, x, *args)
 
-    original = pv.VAE.encode
-    monkeypatch.setattr(pv.VAE, "encode", encode)
+    original = pv.VAE._encoded
+    monkeypatch.setattr(pv.VAE, "_encoded", encoded)
     report.draw(vae, data, tmp_path, None)
     assert max(rows) == 256
     assert sum(rows) == 20 + 2 * 1000 + 20

@@ -205,6 +205,10 @@ def test_the_number_of_pseudo_inputs():
         assert u.shape == (100, *IMAGE)
         assert -3 <= u.min() < -2.5
         assert 6.5 < u.max() <= 7
+    # One that says it itself has another one inside, which is given what is standardised already.
+    own = Unconditional(encoder())
+    own.shift, own.scale = -3.0, 10.0
+    assert priors.Vamp(own, 100).pseudo_inputs.min() < -2.5
 
 
 def test_an_encoder_of_ones_own_will_do_if_it_comes_with_pseudo_inputs():

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 import ppl_vae as pv
 from ppl_vae.batches import Batches
-from ppl_vae.capture import CapturedSVI
+from ppl_vae.capture import CapturedSVI, CaptureWarning
 from ppl_vae.data import Split
 from ppl_vae.errors import CheckpointError, ConfigError, DataError, LabelError, NonFiniteError, PartError, ShapeError
 from ppl_vae.objectives import Analytic, warmup
@@ -671,6 +671,13 @@ def test_an_iterable_dataset_in_a_loader_trains() -> None:
 
     history = run(a_vae(), DataLoader(Stream(), 4), DataLoader(Stream(), 4))
     assert history[0]["loss"] == pytest.approx(history[0]["neg_elbo"], rel=1e-5)
+
+    class Shares(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            worker = torch.utils.data.get_worker_info()
+            return iter(torch.ones(11, D)[worker.id :: worker.num_workers])  # type: ignore[union-attr]
+
+    assert len(run(a_vae(), DataLoader(Shares(), 4, num_workers=1))) == 2
     # How long a stream is nobody knows: it may be worth recording.
     assert history.info["capture"] == "graph"
     with pytest.raises(DataError, match="DataLoader"):
@@ -909,22 +916,21 @@ def test_a_state_may_be_written_less_often(tmp_path: Path) -> None:
     written: list[int] = []
 
     def look(vae: pv.VAE, history: pv.History) -> None:
-        path = folder / "training.json"
-        written.append(len(json.loads(path.read_text())["history"]) if path.exists() else 0)
+        written.append(len(json.loads((folder / "training.json").read_text())["history"]))
         if len(history) == 5:
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"epochs": 7, "checkpoint": folder, "checkpoint_every": 3}
     with pytest.raises(KeyboardInterrupt):
         run(copy.deepcopy(first), x, callbacks=look, **options)
-    assert written == [0, 1, 1, 3, 3]
+    assert written == [1, 1, 3, 3, 3]
     assert numbers(run(resumed, x, resume=True, **options)) == numbers(history)
     assert same(weights(whole), weights(resumed))
     assert len(json.loads((folder / "training.json").read_text())["history"]) == 7
     # A training that is to be replaced is with the first epoch of the new one.
     with pytest.raises(KeyboardInterrupt):
         run(copy.deepcopy(first), x, callbacks=look, overwrite=True, **options)
-    assert written[5:7] == [7, 1]
+    assert written[5] == 1
     stopped = run(copy.deepcopy(first), x, callbacks=lambda vae, h: len(h) == 4, overwrite=True, **options)
     assert len(stopped) == len(json.loads((folder / "training.json").read_text())["history"]) == 4
     with pytest.raises(ConfigError, match="checkpoint_every"):
@@ -1727,6 +1733,60 @@ def test_what_a_callback_thaws_or_freezes_at_the_end_is_not_forgotten(frozen: bo
     assert same(weights(begun), weights(first))
 
 
+@pytest.mark.parametrize("stop", range(1, 6))
+def test_parts_that_callbacks_train_by_turns_are_resumed(stop: int, tmp_path: Path) -> None:
+    def turn(vae: pv.VAE, history: pv.History) -> None:
+        vae.likelihood.requires_grad_(len(history) % 2 == 0)
+        vae.encoder.requires_grad_(len(history) % 2 == 1)
+
+    x, vae = binary(), a_vae()
+    first, begun, second = (copy.deepcopy(vae) for _ in range(3))
+    whole = run(first, x, epochs=6, lr=0.01, callbacks=turn)
+    run(begun, x, epochs=stop, callbacks=turn, lr=0.01, checkpoint=tmp_path)
+    turn(second, whole[:stop])
+    assert numbers(run(second, x, epochs=6, lr=0.01, callbacks=turn, resume=tmp_path)) == numbers(whole)
+    assert same(weights(second), weights(first))
+
+
+def test_a_callback_that_is_interrupted_leaves_nothing_in_the_state(tmp_path: Path) -> None:
+    def measure(vae: pv.VAE, history: pv.History) -> None:
+        if len(history) == 2:
+            vae.beta = 0.25
+            with torch.no_grad():
+                next(vae.parameters()).zero_()
+            raise KeyboardInterrupt
+
+    x, vae = binary(), a_vae()
+    whole = run(first := copy.deepcopy(vae), x, epochs=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(copy.deepcopy(vae), x, epochs=4, callbacks=measure, checkpoint=tmp_path)
+    assert numbers(run(vae, x, epochs=4, resume=tmp_path)) == numbers(whole)
+    assert same(weights(vae), weights(first))
+
+
+def test_only_what_ended_a_training_is_asked_again(tmp_path: Path) -> None:
+    def decay(vae: pv.VAE, history: pv.History) -> None:
+        vae.beta *= 0.5
+
+    def limit(vae: pv.VAE, history: pv.History) -> bool:
+        return len(history) == most
+
+    x, vae, most = binary(), a_vae(), 9
+    whole = run(copy.deepcopy(vae), x, epochs=5, callbacks=decay)
+    most = 3
+    options: dict[str, Any] = {"epochs": 5, "resume": True, "callbacks": [decay, limit]}
+    for _ in range(3):
+        assert len(run(again := copy.deepcopy(vae), x, checkpoint=tmp_path / "one", **options)) == 3
+        assert again.beta == 0.125
+    # Elsewhere it has ended, too.
+    moved: dict[str, Any] = options | {"resume": tmp_path / "one", "checkpoint": tmp_path / "other"}
+    for _ in range(2):
+        assert len(run(copy.deepcopy(vae), x, **moved)) == 3
+        moved["resume"] = tmp_path / "other"
+    most = 9
+    assert numbers(run(copy.deepcopy(vae), x, checkpoint=tmp_path / "one", **options)) == numbers(whole)
+
+
 def test_a_finished_training_that_goes_on_elsewhere_is_written_there(tmp_path: Path) -> None:
     x = binary()
     one, other = tmp_path / "one", tmp_path / "other"
@@ -1757,6 +1817,12 @@ def test_groups_of_parameters_keep_their_rates(tmp_path: Path) -> None:
         run(a_vae(), binary(), batch_size=N, optim=spied, lr=lr)
         return found
 
+    def added(params: Any, lr: float) -> torch.optim.Optimizer:
+        optimiser = make(params, lr)
+        optimiser.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.0})
+        return optimiser
+
+    assert len(run(a_vae(), binary(), optim=added)) == 2
     assert rates(lambda epoch: 0.01 / epoch) == [pytest.approx((0.03, 0.01)), pytest.approx((0.015, 0.005))]
     x = binary()
     first, second = (copy.deepcopy(vae) for vae in [a_vae()] * 2)
@@ -1806,7 +1872,10 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_first_epoch(
     def refuse(self: Path, *args: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
+    x, vae = binary(), a_vae()
+    run(vae, x, checkpoint=tmp_path / "done")
     monkeypatch.setattr(Path, "touch", refuse)
+    assert len(run(vae, x, resume=tmp_path / "done")) == 2
     monkeypatch.setattr("ppl_vae.training.train_epoch", lambda *args: pytest.fail("an epoch was trained"))
     with pytest.raises(CheckpointError, match="expected a folder to write to: Permission denied"):
         run(a_vae(), binary(), checkpoint=tmp_path / "run")
@@ -1828,9 +1897,15 @@ def test_an_objective_that_changes_every_epoch_keeps_few_graphs(monkeypatch: pyt
         return found
 
     monkeypatch.setattr(CapturedSVI, "_graph", spied)
+    monkeypatch.setattr("ppl_vae.capture.svi._WORTH_RECORDING", 1)
     history = run(a_vae(), binary(), epochs=40, batch_size=N, objective=Rising(), capture="graph")
     assert max(graphs) == 32
     assert history.info["capture"] == "graph"
+    # Of epochs too short to repay a recording, none is made in the end.
+    monkeypatch.undo()
+    with pytest.warns(CaptureWarning, match="keeps changing"):
+        history = run(a_vae(), binary(), epochs=40, batch_size=N, objective=Rising(), capture="graph")
+    assert history.info["capture"] == "off"
 
 
 def test_a_parameter_that_a_callback_makes_anew_is_trained_and_the_old_one_forgotten(tmp_path: Path) -> None:

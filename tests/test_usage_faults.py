@@ -197,6 +197,21 @@ def test_a_column_of_labels_is_no_label_a_row(asked, embedded):
         COLUMN[asked](vae, Y[:, None])
 
 
+@pytest.mark.parametrize("asked", ["encode", "embed", "reconstruct"])
+def test_images_that_are_not_flattened_are_no_fault_of_y(asked):
+    with pytest.raises(ShapeError, match=r"\(64,\).*\(12, 1, 8, 8\)"):
+        getattr(pv.cvae((64,), 2, 3, hidden=(8,)), asked)(torch.zeros(12, 1, 8, 8), Y)
+
+
+def test_labels_of_several_batch_dimensions_go_with_a_function_for_a_likelihood():
+    vae = pv.cvae(S, 2, 3, hidden=(8,))
+    shapeless = pv.VAE(vae.prior, lambda z, c: vae.likelihood(z, c), vae.encoder, vae.condition)
+    x, y = X.reshape(3, 4, *S), Y.reshape(3, 4)
+    assert torch.equal(shapeless.reconstruct(x, y), vae.reconstruct(X, Y).reshape(x.shape))
+    with pytest.raises(ShapeError, match=r"pass y.squeeze\(-1\)"):
+        shapeless.reconstruct(X, Y[:, None])
+
+
 OTHER_ROWS = {
     "encode": lambda vae, y: vae.encode(X, y),
     "decode": lambda vae, y: vae.decode(torch.zeros(4, 12, 2), y),

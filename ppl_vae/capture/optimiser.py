@@ -38,7 +38,7 @@ class Together(pyro.optim.PyroOptim):
         self.clip = clip
         self.leaves: dict[str, Tensor] = {}
         # The rate of every group, as a multiple of the one that was asked for.
-        self.shares = [1.0 for _ in getattr(optim, "param_groups", ())]
+        self._shares: list[float] = []
 
     @property
     def of_pyro(self) -> bool:
@@ -77,20 +77,21 @@ class Together(pyro.optim.PyroOptim):
             self.optimizer = self.make(new)
             if isinstance(self.optimizer, torch.optim.LBFGS):
                 raise ConfigError("optim: expected one that steps by gradients alone, got LBFGS, which needs a closure")
-            rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-            asked = float(getattr(self.make, "keywords", {}).get("lr", 0.0))
-            self.shares = [rate / asked if asked else 1.0 for rate in rates]
             return
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if joining := [leaf for leaf in new if id(leaf) not in held]:
             # At the rate of the others now, and not at the one that training began with; an instance has its own.
             rate = {"lr": self.optimizer.param_groups[0]["lr"]} if self.make is not None else {}
             self.optimizer.add_param_group({"params": joining, **rate})
-            self.shares.append(self.shares[0])
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate, of every group its share, in place where it is a tensor that a graph refers to."""
-        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+        groups = self.optimizer.param_groups
+        if not self._shares and (asked := getattr(self.make, "keywords", {}).get("lr")):
+            self._shares = [float(group["lr"]) / float(asked) for group in groups]
+        # One that has joined since is like the first.
+        joined = self._shares[:1] or [1.0]
+        for group, share in zip(groups, self._shares + joined * (len(groups) - len(self._shares)), strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(share * lr)
             else:

@@ -70,6 +70,12 @@ class Latest(dict[Any, V]):
             del self[old]
             self.others.pop(old, None)
 
+    def again(self, key: Any) -> bool:
+        """Set what is there again; return whether it is."""
+        if there := key in self:
+            self[key] = self[key]
+        return there
+
 
 class Program:
     """A model and its guide, and everything of theirs that Python can reach.

@@ -110,8 +110,8 @@ class CapturedSVI(SVI):
         self._graphs: dict[Any, Replay | None] = {}
         self._met: Latest[dict[str, Tensor]] = Latest(_MOST_SHAPES, self._graphs)
         self._warned = self._check_next = False
-        # How many of its steps were the first of their key.
-        self._unlike = 0
+        # How many keys were new without enough steps between to repay a recording; and the step of the last.
+        self._unlike = self._new_at = 0
         self._ledger = Ledger()
         # The step of the last comparison, and the program's numbers then.
         self._checked: tuple[int, Any] = 0, None
@@ -133,8 +133,7 @@ class CapturedSVI(SVI):
             loss, gradients = self._stock(args, kwargs, before)
             # Anew: the first step of all makes parameters, and tells the objective how plates are nested.
             if call.key is not None and (key := self._call(args, kwargs).key) is not None:
-                self._unlike += 1
-                self._met[key] = self._leaves
+                self._meet(key, self._leaves)
         elif replay.runs < _FIRST_CHECKS or self._due():
             self._check_next = False
             self._look_at_flag()
@@ -272,9 +271,7 @@ class CapturedSVI(SVI):
         Afterwards every parameter exists, the optimiser has it, and all steps of this shape are replays. Nothing is
         left to do for a program and a shape that were met before.
         """
-        if self.optim.leaves and ((key := self._call(args, kwargs).key) is None or key in self._met):
-            if key is not None:
-                self._met[key] = self._met[key]
+        if self.optim.leaves and ((key := self._call(args, kwargs).key) is None or self._met.again(key)):
             return
         state = Generators(self._generators().devices, self._program.buffers)
         program_args, program_kwargs = self.batch(*args, **kwargs)
@@ -283,9 +280,8 @@ class CapturedSVI(SVI):
         leaves = unconstrained(params.trace)
         self.optim.meet(leaves)
         state.restore()
-        self._unlike = 0
         if (key := self._call(args, kwargs).key) is not None:
-            self._met[key] = leaves
+            self._meet(key, leaves)
 
     @property
     def _device(self) -> torch.device:
@@ -320,16 +316,21 @@ class CapturedSVI(SVI):
         plain = tuple(v for v in (self._loss.weight, *vars(self._loss.elbo).values()) if isinstance(v, SCALARS))
         return Call((inputs, spec, self._program.key(self.optim.leaves), plain), flat, spec)
 
+    def _meet(self, key: Any, leaves: dict[str, Tensor]) -> None:
+        """Know a new key; give up where they come too fast for a recording to be worth it."""
+        self._met[key] = leaves
+        repaid = self.steps - self._new_at >= _WORTH_RECORDING
+        self._unlike, self._new_at = 0 if repaid else self._unlike + 1, self.steps
+        if self._unlike > _MOST_SHAPES:
+            self._fall_back(f"more than {_MOST_SHAPES} kinds of step, of a few each: what is no tensor keeps changing")
+
     def _graph(self, call: Call) -> Replay | None:
         """The graph of a call, recorded where it was met before and has none; None for a stock step."""
         if call.key in self._graphs or call.key is None:
             return self._graphs.get(call.key)
         if call.key in self._met:
             self._graphs[call.key] = self._record(call.flat, call.spec, call.tensors, self._met[call.key])
-            return self._graphs[call.key]
-        if self._unlike >= _MOST_SHAPES:
-            self._fall_back(f"no two of {_MOST_SHAPES} steps are alike: an argument, no tensor, keeps changing")
-        return None
+        return self._graphs.get(call.key)
 
     def _record(self, flat: Any, spec: Any, tensors: list[Tensor], leaves: dict[str, Tensor]) -> Replay | None:
         """Record the program; None, with a warning, where it cannot be."""

@@ -108,13 +108,13 @@ def called(kind: str, part: Any, a: Tensor, c: Tensor | None, event_dims: int | 
         LabelError: if c is that of other rows.
         ShapeError: if it fails where there is more than one leading dimension, or c has others.
     """
-    if c is not None and event_dims is not None:
-        check_same_rows("x" if kind == "encoder" else "z", a.shape[: max(0, a.dim() - event_dims)], c.shape[:-1])
     try:
         returned = part(a, c)
     except (PplVaeError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
+        if c is not None and event_dims is not None:
+            check_same_rows("x" if kind == "encoder" else "z", a.shape[: max(0, a.dim() - event_dims)], c.shape[:-1])
         lead = 1 if event_dims is None else a.dim() - event_dims
         if event_dims is None or (lead < 2 and (c is None or c.dim() - 1 == lead)):
             raise

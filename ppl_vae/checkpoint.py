@@ -27,7 +27,7 @@ from .devices import find_device
 from .errors import CheckpointError, ConfigError, PartError, PplVaeError
 from .model import VAE
 
-__all__ = ["load", "read", "replace", "save", "sweep", "write"]
+__all__ = ["forget", "load", "read", "replace", "save", "sweep", "write"]
 
 FORMAT = 1
 # What model.json says of a model and its file.
@@ -75,8 +75,8 @@ def write(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], info: Ma
         replace(path, text.encode())
     except OSError as error:
         raise CheckpointError(f"{folder}: expected a folder to write to: {error.strerror or error}") from error
-    # Ours alone: somebody may keep a model-best.safetensors here. And those of before, as another may write here, too.
-    for old in folder.glob(f"{stem}-{16 * '[0-9a-f]'}.safetensors"):
+    # Those of before, as another may be writing here, too.
+    for old in _weights_of(folder, stem):
         with contextlib.suppress(FileNotFoundError):
             if old.name != weights and old.stat().st_mtime_ns <= since:
                 old.unlink()
@@ -110,6 +110,17 @@ def replace(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _weights_of(folder: Path, stem: str) -> list[Path]:
+    """The weights that records of this name have had; ours alone: somebody may keep a model-best.safetensors here."""
+    return list(folder.glob(f"{stem}-{16 * '[0-9a-f]'}.safetensors"))
+
+
+def forget(folder: str | Path, stem: str) -> None:
+    """Remove a record, if there is one; for who knows that nobody writes it now."""
+    for path in (Path(folder) / f"{stem}.json", *_weights_of(Path(folder), stem)):
+        path.unlink(missing_ok=True)
 
 
 def sweep(folder: str | Path, stem: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from ppl_vae import cli, plots, presets
 from ppl_vae.cli import main, report
 from ppl_vae.cli.files import read_evaluation
 from ppl_vae.cli.train import _Records
+from ppl_vae.errors import CheckpointError
 from ppl_vae.model import density_numbers
 from ppl_vae.networks import MLP, Conv
 
@@ -345,12 +347,36 @@ def test_an_evaluation_that_is_interrupted_keeps_what_it_has(
         raise OSError("No space left on device")
 
     capsys.readouterr()
-    for name, fails, code in (("more", stop, 130), ("write_evaluation", full, 2)):
+
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            if self.getvalue():
+                raise BrokenPipeError
+
+    runs = sys.modules["ppl_vae.cli.runs"]
+    write = runs.write_evaluation
+    for i, (name, fails, code) in enumerate((("more", stop, 130), ("write_evaluation", full, 2))):
+        words = ["evaluate", str(run), "--samples", str(31 + i)]
         with monkeypatch.context() as patch:
-            patch.setattr(sys.modules["ppl_vae.cli.runs"], name, fails)
-            assert main(["evaluate", str(run), "--samples", "31"]) == code
-        assert "−log p(x|y), 31 samples" in capsys.readouterr().out
+            patch.setattr(runs, name, fails)
+            assert main(words) == code
+            assert f"−log p(x|y), {31 + i} samples" in capsys.readouterr().out
+            # Whoever reads it may be gone by then, as after Ctrl-C in a pipe.
+            patch.setattr(sys, "stdout", Gone())
+            assert main(words) == code
         assert json.loads((run / "evaluation.json").read_text())["samples"] == 31
+    # A disk that is full at the second writing keeps the first.
+    written = []
+
+    def full_then(*args: Any) -> None:
+        written.append(len(args))
+        full() if len(args) > 3 else write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_evaluation", full_then)
+        assert main(["evaluate", str(run), "--samples", "33"]) == 2
+    assert written == [3, 4]
+    assert json.loads((run / "evaluation.json").read_text())["samples"] == 33
 
 
 def test_a_run_is_measured_where_there_is_no_minus(trained: Path, tmp_path: Path) -> None:
@@ -1237,6 +1263,14 @@ def test_resuming_a_run_that_has_come_to_its_end_leaves_what_was_measured(tmp_pa
     pv.fit(vae, source.train, valid=source.valid, epochs=2, resume=out, progress=False)
     ok("train", "--resume", "--out", str(out), "--epochs", "2")
     assert not (out / "audit.json").exists()
+    assert len(list(out.glob("model-*.safetensors"))) == 1
+    # One that was saved there in Python, too, which says nothing of data.
+    pv.fit(vae, source.train, valid=source.valid, epochs=3, resume=out, progress=False)
+    pv.save(vae, out)
+    stale = (out / "evaluation.npz").read_bytes()
+    ok("train", "--resume", "--out", str(out), "--epochs", "3")
+    assert (out / "evaluation.npz").read_bytes() != stale
+    assert "test_rows" in json.loads((out / "model.json").read_text())["data"]
     again = pv.load(out)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), vae.parameters(), strict=True))
     with np.load(out / "evaluation.npz") as file:
@@ -1295,10 +1329,33 @@ def test_overwriting_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     train(tmp_path, "--model", "ae", "--overwrite")
     assert len(numbers(tmp_path)) == 1
+    assert len(list(tmp_path.glob("model-*.safetensors"))) == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "samples.png").exists()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"] == "ae"
     assert pv.load(tmp_path).prior is None
+
+
+def test_a_state_that_cannot_be_written_costs_no_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    train(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*args: Any) -> None:
+        raise CheckpointError("No space left on device")
+
+    monkeypatch.setattr("ppl_vae.training.store", full)
+    words = ["train", "--data", "bars.npz", "--out", str(tmp_path), *TINY, "--lr", "0.1", "--overwrite"]
+    assert main(words) == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_configuration_is_mended_by_another(tmp_path: Path) -> None:
+    train(out := tmp_path / "run")
+    (out / "config.yaml").rename(good := tmp_path / "good.yaml")
+    (out / "config.yaml").touch()
+    ok("train", "--resume", "--out", str(out), "--config", str(good), "--epochs", "2")
+    assert len(numbers(out)) == 2
+    assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 2
 
 
 def test_a_run_that_is_interrupted_in_its_first_epoch_has_written_nothing(

@@ -302,7 +302,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path):
 
     path = tmp_path / "x.npz"
     path.write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(DataError, match="got ValueError"):
+    with pytest.raises(DataError, match=r"write it with numpy\.savez"):
         data.load(path)
     with zipfile.ZipFile(path, "w") as file, file.open("x.npy", "w") as array:
         np.lib.format.write_array(array, np.array([Payload()], object), allow_pickle=True)

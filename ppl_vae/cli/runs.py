@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,14 @@ def _model(options: Namespace) -> VAE:
 
 def _model_and_data(options: Namespace) -> tuple[VAE, data.Data]:
     vae, path = _model(options), Path(options.run) / "config.yaml"
+    if not path.exists():
+        raise CheckpointError(f"{path}: expected the configuration of a run of ppl-vae train, which has its data")
     elsewhere = {key: value for key, value in options.data.as_dict().items() if value is not None}
     try:
         source = data.load(**read_yaml(path)["data"] | elsewhere)
     except DataError as error:
+        if elsewhere or not isinstance(error.__cause__, OSError):
+            raise
         raise DataError(f"{error}; --data and --data.root say where they are now") from error
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: expected the configuration of a run: {error}") from error
@@ -116,7 +121,7 @@ def sample(words: list[str]) -> None:
     path = Path(options.out or Path(options.run) / name)
     lead = 1 if labels is None else 2
     title = "draws from p(x|y)" if labels else "draws from p(x)"
-    # Rows of x and y, as --data reads them: whole numbers say that they are levels, and bytes that there are 256.
+    # Rows of x and y, as --data reads them: bytes are two levels or 256, other whole numbers as many as were drawn.
     shape, levels = tuple(x.shape[lead:]), None if options.mean else getattr(vae.likelihood, "levels", None)
     numbers = x.reshape(-1, *shape).cpu().numpy()
     if levels is not None:
@@ -156,6 +161,19 @@ def reconstruct(words: list[str]) -> None:
     _write(path, are_images(source.x_shape, vrange), lambda: reconstructions(some, x_hat, vrange), arrays)
 
 
+@contextlib.contextmanager
+def _saying(said: list[str]) -> Iterator[None]:
+    """Print what was found after it is written, as who reads may have read enough; and in any case."""
+    try:
+        yield
+    except BaseException:
+        # A reader that is gone hides no error.
+        with contextlib.suppress(OSError):
+            print("\n\n".join(said), flush=True)
+        raise
+    print("\n\n".join(said), flush=True)
+
+
 def evaluate_run(words: list[str]) -> None:
     """Measure −ELBO and −log p(x|y) on the test set, what z does and whether y is used; draw the pictures again.
 
@@ -175,8 +193,8 @@ def evaluate_run(words: list[str]) -> None:
     test = source.test if options.rows is None else spread(source.test, options.rows)
     result = evaluate(vae, *xy(vae, test), samples=options.samples, seed=options.seed, progress=True)
     said = [str(result)]
-    # Written before it is printed, and at once, as what follows may take minutes; said in any case.
-    try:
+    with _saying(said):
+        # At once, as what follows may take minutes.
         write_evaluation(out, result, test)
         found, left_out = more(vae, test, options.seed)
         if options.thorough:
@@ -185,8 +203,6 @@ def evaluate_run(words: list[str]) -> None:
         said += (f"{HEADINGS[name]}\n{part}" if name in HEADINGS else str(part) for name, part in found.items())
         said += left_out
         write_evaluation(out, result, test, {name: part.to_dict() for name, part in found.items()})
-    finally:
-        print("\n\n".join(said), flush=True)
     pictures = draw(vae, source, out, history)
     if "calibration" in found:
         pictures.append(draw_calibration(vae, found["calibration"], out))
@@ -212,10 +228,10 @@ def compare_runs(words: list[str]) -> None:
                 "their data differ, or their --rows; run ppl-vae evaluate on the same"
             )
     comparison = compare({run: evaluation for run, (evaluation, _) in found.items()})
-    print(comparison)
-    if options.out is not None:
-        (path := Path(options.out)).parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, comparison.to_dict())
+    with _saying([str(comparison)]):
+        if options.out is not None:
+            (path := Path(options.out)).parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, comparison.to_dict())
 
 
 def audit_run(words: list[str]) -> None:

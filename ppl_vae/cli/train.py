@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from .. import data, presets
-from ..checkpoint import read, replace, save
+from ..checkpoint import forget, read, replace, save
 from ..devices import seeded
 from ..errors import CheckpointError, ConfigError, PplVaeError
 from ..history import History
@@ -106,16 +106,16 @@ def train(words: list[str]) -> None:
         if records.written:
             print(f"what was written last is in {out}: ppl-vae train --resume --out {out} goes on", file=sys.stderr)
         raise
-    there = {} if records.written else _weights(out)
-    own = {name: tensor.cpu() for name, tensor in vae.state_dict().items()}
-    same = there.keys() == own.keys() and all(torch.equal(there[name], own[name]) for name in own)
-    if not records.written:
-        # A run that had come to its end. What was measured of it holds, unless it went on in Python since.
-        if there and not same:
-            records.clear()
-        records.write(history)
+    told = source.describe() | {"test_rows": fingerprint(source.test)}
+    # Of a run that had come to its end, what was measured holds, unless it went on in Python since, or its data have
+    # others to test on.
+    same = not records.written and _is_saved(out, vae, told)
     if not same:
-        save(vae, out, data=source.describe() | {"test_rows": fingerprint(source.test)})
+        if not records.written:
+            records.clear()
+        save(vae, out, data=told)
+    if not records.written:
+        records.write(history)
     parts = ", ".join(f"{k} {type(p).__name__}" for k in PARTS if (p := getattr(vae, k)) is not None)
     numbers = sum(p.numel() for p in vae.parameters())
     print(f"{source.name}, {len(history)} epochs: {parts}; {numbers:,} parameters, trained on {history.info['device']}")
@@ -219,13 +219,11 @@ def _run_folder(options: Namespace) -> Path:
         )
     if options.resume and not there:
         raise ConfigError(f"--resume: expected a run in {out}, found none")
-    if options.resume and (config := out / "config.yaml").is_file():
-        began = read_yaml(config).get("start_from_data", False)
-        if began != options.start_from_data:
-            raise ConfigError(
-                f"--start_from_data: expected it to be {began}, as when the run in {out} began, got "
-                f"{options.start_from_data}: train anew in another folder"
-            )
+    if options.resume and (began := _began_from_data(out)) is not None and began != options.start_from_data:
+        raise ConfigError(
+            f"--start_from_data: expected it to be {began}, as when the run in {out} began, got "
+            f"{options.start_from_data}: train anew in another folder"
+        )
     if there and not options.resume and not options.overwrite:
         raise ConfigError(f"{out} holds a run already: add --resume to continue it, --overwrite to replace it")
     try:
@@ -235,12 +233,23 @@ def _run_folder(options: Namespace) -> Path:
     return out
 
 
-def _weights(out: Path) -> dict[str, torch.Tensor]:
-    """The weights of the model in a folder; none where there is no model, or a damaged one."""
+def _is_saved(out: Path, vae: VAE, told: Mapping[str, Any]) -> bool:
+    """Whether the model in a folder is this one, and was saved with this told of its data."""
     try:
-        return read(out, "model")[0]
+        there, info = read(out, "model")
     except CheckpointError:
-        return {}
+        return False
+    own = {name: tensor.cpu() for name, tensor in vae.state_dict().items()}
+    # As JSON has it, to which a tuple is a list.
+    same = there.keys() == own.keys() and info.get("data") == json.loads(json.dumps(told))
+    return same and all(torch.equal(there[name], own[name]) for name in own)
+
+
+def _began_from_data(out: Path) -> bool | None:
+    """What the run in a folder was told of its start; None where it does not say, which is --config's to mend."""
+    with contextlib.suppress(ConfigError):
+        return bool(read_yaml(out / "config.yaml").get("start_from_data", False))
+    return None
 
 
 class _Records:
@@ -254,12 +263,17 @@ class _Records:
 
     def __call__(self, vae: VAE, history: History) -> None:
         if not self.written:
+            # The state is there by now: the model of before goes first, so that nothing takes it for this run's.
+            forget(self.out, "model")
+            self.write(history)
             self.clear()
-        self.write(history)
+        else:
+            self.write(history)
 
     def clear(self) -> None:
         """Remove a model, and what the commands wrote of it under names of their own."""
-        names = [f"{name}.json" for name in ("model", "evaluation", "audit")]
+        forget(self.out, "model")
+        names = ["evaluation.json", "audit.json"]
         names += [f"{name}.npz" for name in ("evaluation", "samples", "reconstructions")]
         names += [f"{name}.png" for name in PICTURES]
         names += [p.name for p in self.out.glob("samples-*") if re.fullmatch(r"samples-\d+\.(png|npz)", p.name)]

@@ -56,7 +56,9 @@ def load(
     """
     known("binarize", binarize, BINARIZE)
     known("scale", scale, SCALE)
-    if isinstance(name, Path) or Path(name).suffix or os.sep in name:
+    # A file of another kind that is here has an error of its own.
+    here = name not in SOURCES and os.path.isfile(name)
+    if isinstance(name, Path) or name.endswith(".npz") or os.sep in name or here:
         arrays = user_arrays(Path(name).expanduser())
         return from_tensors(**arrays, name=str(name), binarize=binarize, scale=scale, seed=seed)
     known("name", name, SOURCES, "a path to an .npz file of your own")

@@ -126,14 +126,18 @@ def _npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         with path.open("rb") as raw:
             if raw.peek(2)[:2] != b"PK":
                 # Numpy would say how to unpickle it.
-                raise ValueError("it is none")
+                raise DataError(
+                    f"expected an .npz file of plain arrays at {path}, got another: write it with numpy.savez; of a "
+                    "csv, numpy.savez('my.npz', x=numpy.loadtxt('my.csv', delimiter=',', skiprows=1))"
+                )
             with np.load(raw, allow_pickle=False) as file:
                 return {key: file[key] for key in keys if key in file.files}
+    except DataError:
+        raise
     except _DAMAGED as error:
         raise DataError(
-            f"expected an .npz file of plain arrays at {path}, got {type(error).__name__} ({error}): mend the path or "
-            "root, or write the file again; of a csv, numpy.savez('my.npz', x=numpy.loadtxt('my.csv', delimiter=',', "
-            "skiprows=1))"
+            f"expected an .npz file of plain arrays at {path}, got {type(error).__name__} ({error}): mend "
+            "the path or root, or write the file again with numpy.savez"
         ) from error
 
 

@@ -9,6 +9,7 @@ for bit, the one that was not interrupted, on a device of the same kind.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import warnings
@@ -40,6 +41,7 @@ __all__ = [
     "replacing",
     "restore",
     "set_weights",
+    "settle",
     "store",
     "weights",
 ]
@@ -73,10 +75,11 @@ def _asked(vae: VAE, steps: CapturedSVI) -> set[str]:
 
 
 class Depends:
-    """What of a model the next epoch depends on and a callback may change: compares equal while nothing of it has."""
+    """What of a state a callback may change: compares equal while nothing of it has."""
 
-    def __init__(self, vae: VAE, steps: CapturedSVI) -> None:
-        self.told = vae.beta, _asked(vae, steps), [{*names} for names in _trained(vae, steps)]
+    def __init__(self, vae: VAE, steps: CapturedSVI, history: Any) -> None:
+        rows = json.dumps((list(history), history.info), default=str)
+        self.told = vae.beta, _asked(vae, steps), [{*names} for names in _trained(vae, steps)], rows
         self.weights = {name: tensor.detach().clone() for name, tensor in weights(vae, steps).items()}
 
     def __eq__(self, other: object) -> bool:
@@ -110,8 +113,14 @@ def set_weights(vae: VAE, steps: CapturedSVI, tensors: Mapping[str, Tensor], whe
             leaf.copy_(tensors[f"param.{key}"])
 
 
-def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: Any) -> None:
-    """Write everything the next epoch depends on."""
+def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: Any, *, waiting: bool = False) -> None:
+    """Write everything the next epoch depends on.
+
+    Arguments:
+        folder: where to.
+        vae, steps, history, best: of the training.
+        waiting: whether there are callbacks that have yet to be called after the last epoch.
+    """
     tensors = {f"model.{k}": v for k, v in weights(vae, steps).items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     for device in cuda_devices(vae._beta.device):
@@ -126,10 +135,17 @@ def store(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any, best: 
             tensors |= {f"optim.{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
             optimizer[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
     info = {"history": list(history), "settings": history.info, "steps": steps.steps, "beta": vae.beta}
-    info["trained"] = sorted(_asked(vae, steps))
+    info |= {"trained": sorted(_asked(vae, steps)), "waiting": waiting}
     info |= {"groups": groups, "optimizer": {name: values for name, values in optimizer.items() if values}}
     checkpoint.write(folder, "training", tensors, info | {"best_epoch": None if best is None else best[0]})
     _mark(folder).unlink(missing_ok=True)
+
+
+def settle(folder: str | Path) -> None:
+    """Write that no callback has yet to be called."""
+    path = Path(folder) / "training.json"
+    info = json.loads(path.read_bytes()) | {"waiting": False}
+    checkpoint.replace(path, (json.dumps(info, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -238,8 +254,12 @@ def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
         yield f"{name}: {then!r} then, {now!r} now"
 
 
-def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> Any:
-    """Take up a stored state; return the epoch of the best model so far and its weights, or None."""
+def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> tuple[Any, bool]:
+    """Take up a stored state.
+
+    Returns:
+        The epoch of the best model so far and its weights, or None; and whether callbacks have yet to be called.
+    """
     if _mark(folder).exists():
         raise CheckpointError(
             f"{folder}: expected a training to go on with, got one that was being replaced by another, which had not "
@@ -300,13 +320,13 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> A
         )
     if moves := [*settings.get("moves", []), *([[len(rows), begun_on]] if moved else [])]:
         history.info["moves"] = moves
-    if (said := settings.get("stopped")) is not None:
-        history.info["stopped"] = said
+    if said := settings.get("stopped"):
+        history.info["stopped"] = said if isinstance(said, list) else [said]
     steps.steps, vae.beta = done, beta
     if "beta" in history.info:
         history.info["beta"] = settings.get("beta", beta)
     history.extend(rows)
-    return best
+    return best, bool(info.get("waiting"))
 
 
 def _check_same(folder: str | Path, then: set[str], now: set[str]) -> None:

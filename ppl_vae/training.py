@@ -34,7 +34,7 @@ from .model import VAE
 from .model.checks import check_not_nan
 from .objectives import Trace_ELBO
 from .settings import Schedule, check_objective, check_optim, schedule, settings_of
-from .state import Depends, alone, check_writable, folders, replacing, restore, set_weights, store, weights
+from .state import Depends, alone, check_writable, folders, replacing, restore, set_weights, settle, store, weights
 
 __all__ = ["fit"]
 
@@ -105,7 +105,8 @@ def fit(
         overwrite: let the state of another training in ``checkpoint`` be replaced, which otherwise is an error. That
             happens when the first epoch of this one is written, and an error before leaves it as it was.
         callbacks: one or several, called as ``callback(vae, history)`` after every epoch; one that returns True ends
-            training, and is asked again where that is resumed. What they change of the model is resumed, too.
+            training, and is asked again where that is resumed. What they change of the model is resumed, too; those
+            that were interrupted are called anew.
         progress: show a bar.
 
     Raises:
@@ -200,8 +201,9 @@ def fit(
             if (begin := getattr(objective, "begin_epoch", None)) is not None:
                 begin(1)
             _meet(vae, steps, shapes)
+            waiting = False
             if resume is not None:
-                best = restore(resume, vae, steps, history)
+                best, waiting = restore(resume, vae, steps, history)
             # The β that training is to end with, by which the best model is chosen.
             last_beta = history.info["beta"] if beta_at is None else beta_at(epochs)
             if resume is not None and patience is not None and (best and best[0]) != history.best_epoch(last_beta):
@@ -211,18 +213,17 @@ def fit(
                 )
             begun, last = len(history), epochs
             # What goes on elsewhere is written there, if there is no epoch left to train, too.
-            written = checkpoint == resume
+            written = checkpoint == resume and not waiting
             if checkpoint is not None and (begun < last or not written):
                 check_writable(checkpoint)
             vae.eval()  # As it was at the end of an epoch, which is when callbacks see it.
-            # What ended it is asked again: a limit of time begins anew, a criterion does not.
-            if (said := history.info.get("stopped")) is not None:
-                same = len(said) == len(callbacks)
-                again = [c for c, ends in zip(callbacks, said, strict=True) if ends] if same else callbacks
-                if any(asked(again)):
-                    last = begun
-                else:
-                    del history.info["stopped"]
+            # What ended it is asked again: a limit of time begins anew, a criterion does not. So are all, if they were
+            # interrupted after the last epoch.
+            said = history.info.pop("stopped", [])
+            some = [callback for callback, ends in zip(callbacks, said, strict=False) if ends]
+            again = callbacks if waiting or (said and len(said) != len(callbacks)) else some
+            if any(found := asked(again)):
+                last, history.info["stopped"] = begun, said if again is some else found
             bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress, dynamic_ncols=True)
             with bar, replacing(None if resume == checkpoint else checkpoint):
                 for epoch in range(begun + 1, last + 1):
@@ -246,17 +247,20 @@ def fit(
                     shown = row.get("valid_neg_elbo", row["neg_elbo"])
                     bar.set_postfix_str(f"{bound_name([row])} {shown:.2f} nats, {row['rate']:,.0f} rows/s")
                     bar.update()
-                    # Before the callbacks, so that one of them that is interrupted costs no epoch and leaves nothing;
-                    # and after them, if they have changed what the next epoch depends on.
-                    written = epoch % checkpoint_every == 0 or epoch in (1, epochs)
+                    # Before the callbacks, so that one that is interrupted costs no epoch and leaves nothing half done;
+                    # and after them, what they have changed.
+                    written = checkpoint is not None and (epoch % checkpoint_every == 0 or epoch in (1, epochs))
                     if checkpoint is not None and written:
-                        store(checkpoint, vae, steps, history, best)
-                    before = Depends(vae, steps) if checkpoint is not None and written and callbacks else None
+                        store(checkpoint, vae, steps, history, best, waiting=bool(callbacks))
+                    before = Depends(vae, steps, history) if written and callbacks else None
                     if any(said := asked(callbacks)):
                         history.info["stopped"], written = said, False
                         break
-                    if checkpoint is not None and before is not None and before != Depends(vae, steps):
-                        store(checkpoint, vae, steps, history, best)
+                    if checkpoint is not None and before is not None:
+                        if before == Depends(vae, steps, history):
+                            settle(checkpoint)
+                        else:
+                            store(checkpoint, vae, steps, history, best)
             if checkpoint is not None and not written:
                 store(checkpoint, vae, steps, history, best)
             if patience is not None and best is not None:

@@ -1254,6 +1254,11 @@ def test_resuming_a_run_that_has_come_to_its_end_leaves_what_was_measured(tmp_pa
     assert "nothing was trained, and what was measured stays: ppl-vae evaluate" in capsys.readouterr().out
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != "metrics.jsonl"} == before
     assert len(lines(out / "metrics.jsonl")) == 1
+    # Wherever the data lie now.
+    shutil.copy("bars.npz", moved := tmp_path / "moved.npz")
+    ok("train", "--resume", "--out", str(out), "--data", str(moved))
+    assert (out / "audit.json").read_bytes() == before["audit.json"]
+    assert json.loads((out / "model.json").read_text())["data"]["name"] == str(moved)
     # What is not there is measured,
     (out / "evaluation.json").unlink()
     ok("train", "--resume", "--out", str(out))
@@ -1340,7 +1345,7 @@ def test_a_state_that_cannot_be_written_costs_no_run(tmp_path: Path, monkeypatch
     train(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(*args: Any) -> None:
+    def full(*args: Any, **options: Any) -> None:
         raise CheckpointError("No space left on device")
 
     monkeypatch.setattr("ppl_vae.training.store", full)

@@ -1764,6 +1764,50 @@ def test_a_callback_that_is_interrupted_leaves_nothing_in_the_state(tmp_path: Pa
     assert same(weights(vae), weights(first))
 
 
+def test_callbacks_that_were_interrupted_are_called_anew(tmp_path: Path) -> None:
+    """All of them, on the model as they found it: what the first has done and the last has not is done once."""
+
+    def decay(vae: pv.VAE, history: pv.History) -> None:
+        vae.beta *= 0.5
+        history[-1]["seen"] = True
+
+    def boom(vae: pv.VAE, history: pv.History) -> None:
+        if len(history) == 3:
+            raise KeyboardInterrupt
+
+    x, vae = binary(), a_vae()
+    whole = run(first := copy.deepcopy(vae), x, epochs=5, callbacks=decay)
+    with pytest.raises(KeyboardInterrupt):
+        run(copy.deepcopy(vae), x, epochs=5, callbacks=[decay, boom], checkpoint=tmp_path)
+    resumed = run(second := copy.deepcopy(vae), x, epochs=5, callbacks=decay, resume=tmp_path)
+    assert numbers(resumed) == numbers(whole)
+    assert resumed.column("seen") == [True] * 5
+    assert same(weights(second), weights(first))
+    # What they have written into the history of the last epoch is in the state, and nothing is done once more.
+    again = run(third := copy.deepcopy(vae), x, epochs=5, callbacks=decay, resume=tmp_path)
+    assert numbers(again) == numbers(whole)
+    assert third.beta == first.beta == 1 / 32
+
+
+@pytest.mark.parametrize("epochs", [3, 5])
+def test_a_training_that_was_interrupted_when_it_was_to_end_ends(epochs: int, tmp_path: Path) -> None:
+    def limit(vae: pv.VAE, history: pv.History) -> bool:
+        return len(history) == 3
+
+    def boom(vae: pv.VAE, history: pv.History) -> None:
+        if len(history) == 3:
+            raise KeyboardInterrupt
+
+    x, vae = binary(), a_vae()
+    with pytest.raises(KeyboardInterrupt):
+        run(copy.deepcopy(vae), x, epochs=epochs, callbacks=[limit, boom], checkpoint=tmp_path)
+    for callbacks in ([limit, lambda vae, history: None], limit):
+        assert len(run(copy.deepcopy(vae), x, epochs=epochs, callbacks=callbacks, resume=tmp_path)) == 3
+    state = json.loads((tmp_path / "training.json").read_text())
+    assert not state["waiting"]
+    assert state["settings"]["stopped"] == [True, False]
+
+
 def test_only_what_ended_a_training_is_asked_again(tmp_path: Path) -> None:
     def decay(vae: pv.VAE, history: pv.History) -> None:
         vae.beta *= 0.5
@@ -1901,8 +1945,12 @@ def test_an_objective_that_changes_every_epoch_keeps_few_graphs(monkeypatch: pyt
     history = run(a_vae(), binary(), epochs=40, batch_size=N, objective=Rising(), capture="graph")
     assert max(graphs) == 32
     assert history.info["capture"] == "graph"
-    # Of epochs too short to repay a recording, none is made in the end.
+    # Of epochs too short to repay a recording, none is made in the end; a rise of some is no end.
     monkeypatch.undo()
+    Rising.begin_epoch = lambda self, epoch: setattr(self, "power", min(epoch, 20))  # type: ignore[method-assign]
+    history = run(a_vae(), binary(), epochs=24, objective=Rising(), capture="graph")
+    assert history.info["capture"] == "graph"
+    Rising.begin_epoch = lambda self, epoch: setattr(self, "power", epoch)  # type: ignore[method-assign]
     with pytest.warns(CaptureWarning, match="keeps changing"):
         history = run(a_vae(), binary(), epochs=40, batch_size=N, objective=Rising(), capture="graph")
     assert history.info["capture"] == "off"

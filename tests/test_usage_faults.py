@@ -204,12 +204,13 @@ def test_images_that_are_not_flattened_are_no_fault_of_y(asked):
 
 
 def test_labels_of_several_batch_dimensions_go_with_a_function_for_a_likelihood():
-    vae = pv.cvae(S, 2, 3, hidden=(8,))
-    shapeless = pv.VAE(vae.prior, lambda z, c: vae.likelihood(z, c), vae.encoder, vae.condition)
-    x, y = X.reshape(3, 4, *S), Y.reshape(3, 4)
-    assert torch.equal(shapeless.reconstruct(x, y), vae.reconstruct(X, Y).reshape(x.shape))
-    with pytest.raises(ShapeError, match=r"pass y.squeeze\(-1\)"):
-        shapeless.reconstruct(X, Y[:, None])
+    vae, rows = pv.cvae((16,), 2, 3, hidden=(8,)), X.reshape(12, 16)
+    x, y = rows.reshape(3, 4, 16), Y.reshape(3, 4)
+    for encoder in (vae.encoder, lambda x, c: vae.encoder(x, c)):
+        shapeless = pv.VAE(vae.prior, lambda z, c: vae.likelihood(z, c), encoder, vae.condition)
+        assert torch.equal(shapeless.reconstruct(x, y), vae.reconstruct(rows, Y).reshape(x.shape))
+        with pytest.raises(ShapeError, match=r"pass y.squeeze\(-1\)"):
+            shapeless.reconstruct(rows, Y[:, None])
 
 
 OTHER_ROWS = {

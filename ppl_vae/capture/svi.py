@@ -319,8 +319,8 @@ class CapturedSVI(SVI):
     def _meet(self, key: Any, leaves: dict[str, Tensor]) -> None:
         """Know a new key; give up where they come too fast for a recording to be worth it."""
         self._met[key] = leaves
-        repaid = self.steps - self._new_at >= _WORTH_RECORDING
-        self._unlike, self._new_at = 0 if repaid else self._unlike + 1, self.steps
+        since, self._new_at = self.steps - self._new_at, self.steps  # None for another shape of the same program.
+        self._unlike = 0 if since >= _WORTH_RECORDING else self._unlike + (since > 0)
         if self._unlike > _MOST_SHAPES:
             self._fall_back(f"more than {_MOST_SHAPES} kinds of step, of a few each: what is no tensor keeps changing")
 

@@ -107,14 +107,14 @@ def train(words: list[str]) -> None:
             print(f"what was written last is in {out}: ppl-vae train --resume --out {out} goes on", file=sys.stderr)
         raise
     told = source.describe() | {"test_rows": fingerprint(source.test)}
-    # Of a run that had come to its end, what was measured holds, unless it went on in Python since, or its data have
-    # others to test on.
-    same = not records.written and _is_saved(out, vae, told)
-    if not same:
-        if not records.written:
+    if records.written:
+        save(vae, out, data=told)
+    else:
+        # A run that had come to its end. What was measured of it holds, unless it went on in Python since, or has other
+        # rows to test on.
+        if not _is_saved(out, vae, told["test_rows"]):
             records.clear()
         save(vae, out, data=told)
-    if not records.written:
         records.write(history)
     parts = ", ".join(f"{k} {type(p).__name__}" for k in PARTS if (p := getattr(vae, k)) is not None)
     numbers = sum(p.numel() for p in vae.parameters())
@@ -233,15 +233,14 @@ def _run_folder(options: Namespace) -> Path:
     return out
 
 
-def _is_saved(out: Path, vae: VAE, told: Mapping[str, Any]) -> bool:
-    """Whether the model in a folder is this one, and was saved with this told of its data."""
+def _is_saved(out: Path, vae: VAE, test_rows: str) -> bool:
+    """Whether the model in a folder is this one, and has these rows to test on."""
     try:
         there, info = read(out, "model")
     except CheckpointError:
         return False
     own = {name: tensor.cpu() for name, tensor in vae.state_dict().items()}
-    # As JSON has it, to which a tuple is a list.
-    same = there.keys() == own.keys() and info.get("data") == json.loads(json.dumps(told))
+    same = there.keys() == own.keys() and (info.get("data") or {}).get("test_rows") == test_rows
     return same and all(torch.equal(there[name], own[name]) for name in own)
 
 

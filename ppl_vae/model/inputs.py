@@ -58,8 +58,9 @@ class Checked(Assembly):
     def _context_of(self, x: Tensor, y: Any) -> Tensor | None:
         """C of a y for each row of x, or of one for all; a column of them would meet every row with every y."""
         c, shapes = self._context(y), (getattr(part, "x_shape", None) for part in (self.likelihood, self.encoder))
-        shape = next((shape for shape in shapes if shape is not None), None)
-        if c is not None and shape is not None and c.dim() - 1 > max(1, x.dim() - len(shape)):
+        # Where neither says, an event of x has one dimension at the least.
+        event = next((len(shape) for shape in shapes if shape is not None), 1)
+        if c is not None and c.dim() - 1 > max(1, x.dim() - event):
             raise not_one_batch(c.shape[:-1], squeezable=True)
         return c
 

@@ -321,7 +321,7 @@ def restore(folder: str | Path, vae: VAE, steps: CapturedSVI, history: Any) -> t
     if moves := [*settings.get("moves", []), *([[len(rows), begun_on]] if moved else [])]:
         history.info["moves"] = moves
     if said := settings.get("stopped"):
-        history.info["stopped"] = said if isinstance(said, list) else [said]
+        history.info["stopped"] = said
     steps.steps, vae.beta = done, beta
     if "beta" in history.info:
         history.info["beta"] = settings.get("beta", beta)

@@ -1844,6 +1844,15 @@ def test_a_finished_training_that_goes_on_elsewhere_is_written_there(tmp_path: P
     assert same(weights(first), weights(third))
 
 
+def assert_resumed_bit_identically(make: Callable[..., torch.optim.Optimizer], folder: Path) -> None:
+    x = binary()
+    first, second = (copy.deepcopy(vae) for vae in [a_vae()] * 2)
+    whole = run(first, x, epochs=4, optim=make)
+    run(second, x, optim=make, checkpoint=folder)
+    assert numbers(run(second, x, epochs=4, optim=make, resume=folder)) == numbers(whole)
+    assert same(weights(first), weights(second))
+
+
 def test_groups_of_parameters_keep_their_rates(tmp_path: Path) -> None:
     def make(params: Any, lr: float) -> torch.optim.Optimizer:
         first, *rest = params
@@ -1868,12 +1877,7 @@ def test_groups_of_parameters_keep_their_rates(tmp_path: Path) -> None:
 
     assert len(run(a_vae(), binary(), optim=added)) == 2
     assert rates(lambda epoch: 0.01 / epoch) == [pytest.approx((0.03, 0.01)), pytest.approx((0.015, 0.005))]
-    x = binary()
-    first, second = (copy.deepcopy(vae) for vae in [a_vae()] * 2)
-    whole = run(first, x, epochs=4, optim=make)
-    run(second, x, optim=make, checkpoint=tmp_path)
-    assert numbers(run(second, x, epochs=4, optim=make, resume=tmp_path)) == numbers(whole)
-    assert same(weights(first), weights(second))
+    assert_resumed_bit_identically(make, tmp_path)
 
 
 def test_a_group_without_parameters_is_resumed(tmp_path: Path) -> None:
@@ -1882,12 +1886,7 @@ def test_a_group_without_parameters_is_resumed(tmp_path: Path) -> None:
         large, rest = ([p for p in params if (p.dim() > 9) is big] for big in (True, False))
         return torch.optim.AdamW([{"params": large}, {"params": rest, "weight_decay": 0.1}], lr=lr)
 
-    x = binary()
-    first, second = (copy.deepcopy(vae) for vae in [a_vae()] * 2)
-    whole = run(first, x, epochs=3, optim=make)
-    run(second, x, optim=make, checkpoint=tmp_path)
-    assert numbers(run(second, x, epochs=3, optim=make, resume=tmp_path)) == numbers(whole)
-    assert same(weights(first), weights(second))
+    assert_resumed_bit_identically(make, tmp_path)
 
 
 def test_the_best_model_of_other_shapes_is_not_put_back_and_costs_no_history() -> None:

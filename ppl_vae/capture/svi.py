@@ -319,7 +319,7 @@ class CapturedSVI(SVI):
     def _meet(self, key: Any, leaves: dict[str, Tensor]) -> None:
         """Know a new key; give up where they come too fast for a recording to be worth it."""
         self._met[key] = leaves
-        since, self._new_at = self.steps - self._new_at, self.steps  # None for another shape of the same program.
+        since, self._new_at = self.steps - self._new_at, self.steps  # 0 for another shape of one program.
         self._unlike = 0 if since >= _WORTH_RECORDING else self._unlike + (since > 0)
         if self._unlike > _MOST_SHAPES:
             self._fall_back(f"more than {_MOST_SHAPES} kinds of step, of a few each: what is no tensor keeps changing")
